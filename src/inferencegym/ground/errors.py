@@ -8,10 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from os import PathLike, fspath
+from typing import Any
 
 
 class InferenceGymError(Exception):
     """The root: catch this to catch every error the package raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python rebuilds an exception by calling its class with `args`, which fails where __init__ asks for more,
+        # and would leave a process pool waiting for ever. So it is rebuilt from its parts.
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class InputError(InferenceGymError, ValueError):
@@ -80,6 +86,12 @@ class MissingExtraError(InferenceGymError, ImportError):
     def __init__(self, extra: str, purpose: str) -> None:
         self.extra = extra
         super().__init__(f"{purpose} needs the extra '{extra}'; type: pip install 'inferencegym[{extra}]'")
+
+
+def _rebuild(kind: type[InferenceGymError], args: tuple[Any, ...], parts: dict[str, Any]) -> InferenceGymError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(parts)
+    return error
 
 
 def _located(problem: str, file: str | None, row: int | None, column: str | None) -> str:

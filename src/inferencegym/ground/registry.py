@@ -27,7 +27,7 @@ class Registry(Generic[T]):
             if key in self:
                 raise ConfigError(self.kind, f"the name '{key}' is already taken")
         self._things[keys[0]] = thing
-        self._aliases.update({alias: keys[0] for alias in keys[1:]})
+        self._aliases.update(dict.fromkeys(keys[1:], keys[0]))
         return thing
 
     def get(self, name: str) -> T:

@@ -51,18 +51,24 @@ def array_to_s(ps: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return ps / float(PS_PER_S)
 
 
+def show_number(value: float, *, whole: bool = False) -> str:
+    """A number for a screen: three digits that count, thousands set apart; `whole` for one that counts things."""
+    size = abs(value)
+    # Thresholds lie where rounding would add a fourth digit: 9.996 is shown as 10.0.
+    if whole or size >= 99.95 or size == 0.0:
+        return f"{value:,.0f}"
+    if size >= 9.995:
+        return f"{value:.1f}"
+    if size >= 0.9995:
+        return f"{value:.2f}"
+    return f"{value:#.3g}"
+
+
 def show_ms(seconds: float | None) -> str:
-    """Seconds as milliseconds for a screen: three digits that count, a dash for a value that is not there."""
+    """Seconds as milliseconds for a screen, unit not included; a dash for a value that is not there."""
     if seconds is None or math.isnan(seconds):
         return "-"
-    return _three_digits(seconds * MS_PER_S)
-
-
-def show_s(seconds: float | None) -> str:
-    """Seconds for a screen: three digits that count, a dash for a value that is not there."""
-    if seconds is None or math.isnan(seconds):
-        return "-"
-    return _three_digits(seconds)
+    return show_number(seconds * MS_PER_S)
 
 
 def show_bytes(count: float) -> str:
@@ -71,18 +77,6 @@ def show_bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} B"
-
-
-def _three_digits(value: float) -> str:
-    size = abs(value)
-    # Thresholds are where rounding would add a fourth digit: 9.996 is shown as 10.0.
-    if size >= 99.95 or size == 0.0:
-        return f"{value:,.0f}"
-    if size >= 9.995:
-        return f"{value:.1f}"
-    if size >= 0.9995:
-        return f"{value:.2f}"
-    return f"{value:.3g}"
 
 
 def _out_of_range(field: str, seconds: float) -> ConfigError:
