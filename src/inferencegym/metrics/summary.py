@@ -170,7 +170,7 @@ def summarise(
         itl_s=itl_distribution(itl or ItlHistogram()),
         tpot_s=distribution(records.tpot_s),
         e2e_s=distribution(records.e2e_s),
-        arrival_rps=_ratio(len(records), span),
+        arrival_rps=_arrival_rps(records),
         throughput_rps=_ratio(_count(records.ok), span),
         output_tps=output_tps,
         total_tps=_ratio(prompt_tokens + output_tokens, span),
@@ -273,6 +273,13 @@ def _named_classes(records: Records, class_names: Sequence[str]) -> tuple[str, .
 
 def _span_s(records: Records) -> float:
     return float(records.finish_s.max() - records.arrival_s.min()) if len(records) else 0.0
+
+
+def _arrival_rps(records: Records) -> float | None:
+    if len(records) == 0:
+        return None
+    # Window records come in order of finishing, so neither end need be the first or last arrival.
+    return _ratio(len(records) - 1, float(records.arrival_s.max() - records.arrival_s.min()))
 
 
 def _mean_over_time(samples: Mapping[str, npt.NDArray[Any]], name: str) -> float | None:

@@ -50,7 +50,7 @@ class Metric:
     def heading(self) -> str:
         """Label and unit, as a column or an axis is titled: 'TTFT (ms)'."""
         shown = self.screen_unit or self.unit
-        return self.label if shown in ("", "1", "requests", "tokens") else f"{self.label} ({shown})"
+        return self.label if self.kind == "counter" or shown == "requests" else f"{self.label} ({shown})"
 
     def show(self, value: float | None) -> str:
         """The value as a screen shows it, without its unit; a dash where there is none."""
@@ -180,8 +180,8 @@ METRICS: tuple[Metric, ...] = (
         "arrival_rps",
         "Offered",
         "requests/s",
-        "requests / span_s",
-        "Requests that came and ended, however they ended, per second.",
+        "(requests - 1) / (last arrival_s - first arrival_s)",
+        "Requests that came per second, by their own span, so that it shows where it exceeds what was completed.",
         RATE,
     ),
     _gauge(
