@@ -42,7 +42,7 @@ def test_halves_go_to_even():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e7, -1e300])
 def test_what_does_not_fit_the_clock_is_refused_by_name(bad):
-    with pytest.raises(ConfigError, match="arrival_s: .* allowed: finite, at most"):
+    with pytest.raises(ConfigError, match=r"arrival_s: .* allowed: finite, at most"):
         units.to_ps(bad, field="arrival_s")
     with pytest.raises(ConfigError, match=r"arrival_s\[1\]: "):
         units.array_to_ps(np.array([0.0, bad]), field="arrival_s")

@@ -63,5 +63,5 @@ def test_values_are_shown_in_the_screens_unit():
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest():
-    with pytest.raises(UnknownNameError, match="Unknown metric 'ttft'.*Did you mean 'ttft_s'"):
+    with pytest.raises(UnknownNameError, match=r"Unknown metric 'ttft'.*Did you mean 'ttft_s'"):
         metric("ttft")

@@ -1,0 +1,51 @@
+# What a person types. Each target sets up what it needs in .venv, with plain pip and the versions of constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test check format bench docs clean
+
+help:
+	@echo "make demo    compare a few engine settings on an hour of traffic like Azure's; ends with a table and out/demo.html"
+	@echo "make test    run the tests"
+	@echo "make check   lint, formatting, types, and which floor may import which"
+	@echo "make format  put the code into shape"
+	@echo "make bench   run the benchmarks; figures go to out/bench/*.json"
+	@echo "make docs    write the generated pages again"
+
+demo: $(READY)
+	@mkdir -p out
+	$(BIN)/inferencegym simulate --trace azure-conversation --duration 3600 --model llama-3.1-8b --gpu h100 \
+		--set engine.max_num_seqs=64,256 --set engine.max_num_batched_tokens=512,2048 --report out/demo.html
+
+test: $(READY)
+	$(BIN)/pytest -q
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	@mkdir -p out/bench
+	@set -e; for script in benchmarks/*.py; do \
+		name=$$(basename $$script .py); echo "$$script"; \
+		$(BIN)/python $$script --json > out/bench/$$name.json; \
+	done; ls out/bench
+
+docs: $(READY)
+	$(BIN)/python -m inferencegym.metrics.vocabulary > docs/vocabulary.md
+
+clean:
+	rm -rf .venv out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
