@@ -89,6 +89,8 @@ def test_misuse_is_said():
         ItlHistogram.of_gaps([-1])
     with pytest.raises(AssertionError, match=r"0\.\.100"):
         one.percentile(101)
+    with pytest.raises(AssertionError, match="hold 2 gaps, not 3"):
+        ItlHistogram(two.counts, two.sum_ps, 3)
     with pytest.raises(AssertionError, match="2048 bins"):
         ItlHistogram(np.zeros(10, dtype=np.int64))
     with pytest.raises(AssertionError, match="int64"):

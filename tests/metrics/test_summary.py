@@ -175,7 +175,7 @@ def test_a_statistic_that_does_not_exist_is_said():
 
 
 def test_intervals_cover_the_mean_of_correlated_values():
-    """Values that lean on the one before, as waiting times do: 95 % intervals cover the true mean about 95 % of the time."""
+    """Values that lean on the one before, as waiting times do: 95 % intervals cover the true mean about that often."""
     random = np.random.default_rng(5)
     trials, count, lean = 300, 20_000, 0.98
     values = np.zeros((trials, count))

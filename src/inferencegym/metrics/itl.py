@@ -38,10 +38,14 @@ class ItlHistogram:
     """int64[2048], gaps in each bin."""
     sum_ps: int = 0
     """The gaps' sum in picoseconds, exact."""
+    count: int = 0
+    """How many gaps there are: the sum of `counts`, carried so that whoever counts twice is checked."""
 
     def __post_init__(self) -> None:
         assert self.counts.shape == (BINS,), f"an ITL histogram has {BINS} bins, not {self.counts.shape}"
         assert self.counts.dtype == np.int64, f"ITL counts are int64, not {self.counts.dtype}"
+        held = int(self.counts.sum())
+        assert self.count == held, f"the bins hold {held} gaps, not {self.count}"
 
     @classmethod
     def of_gaps(cls, gaps_ps: npt.ArrayLike) -> ItlHistogram:
@@ -49,17 +53,11 @@ class ItlHistogram:
         gaps = np.asarray(gaps_ps, dtype=np.int64)
         counts = np.bincount(bins_of(gaps), minlength=BINS).astype(np.int64)
         # Python integers do not overflow; int64 would, at 106 days of gaps.
-        return cls(counts, sum(gaps.tolist()))
-
-    @property
-    def count(self) -> int:
-        """How many gaps there are."""
-        return int(self.counts.sum())
+        return cls(counts, sum(gaps.tolist()), len(gaps))
 
     def mean(self) -> float:
         """Mean gap in seconds, exact; NaN if there is none."""
-        count = self.count
-        return self.sum_ps / (count * PS_PER_S) if count else float("nan")
+        return self.sum_ps / (self.count * PS_PER_S) if self.count else float("nan")
 
     def percentile(self, q: float) -> float:
         """The q-th percentile (0..100) in seconds; NaN if there is no gap.
@@ -71,11 +69,10 @@ class ItlHistogram:
     def percentiles(self, qs: Sequence[float]) -> list[float]:
         """Several percentiles at the cost of one."""
         assert all(0 <= q <= 100 for q in qs), f"percentiles lie in 0..100, not {list(qs)}"
-        upto = np.cumsum(self.counts)
-        count = int(upto[-1])
-        if count == 0:
+        if self.count == 0:
             return [float("nan")] * len(qs)
-        ranks = np.clip(np.ceil(np.asarray(qs) / 100 * count), 1, count)
+        upto = np.cumsum(self.counts)
+        ranks = np.clip(np.ceil(np.asarray(qs) / 100 * self.count), 1, self.count)
         bins = np.searchsorted(upto, ranks)
         inside = self.counts[bins]
         fraction = (ranks - (upto[bins] - inside) - 0.5) / inside
@@ -91,13 +88,13 @@ class ItlHistogram:
 
     def __add__(self, other: ItlHistogram) -> ItlHistogram:
         """Both together, as of two replicas."""
-        return ItlHistogram(self.counts + other.counts, self.sum_ps + other.sum_ps)
+        return ItlHistogram(self.counts + other.counts, self.sum_ps + other.sum_ps, self.count + other.count)
 
     def __sub__(self, earlier: ItlHistogram) -> ItlHistogram:
         """What was added since `earlier`, a copy of this histogram at the start of a window."""
         counts = self.counts - earlier.counts
         assert counts.min() >= 0, "the histogram that is taken away must be an earlier state of this one"
-        return ItlHistogram(counts, self.sum_ps - earlier.sum_ps)
+        return ItlHistogram(counts, self.sum_ps - earlier.sum_ps, self.count - earlier.count)
 
 
 def bins_of(gaps_ps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
