@@ -55,6 +55,12 @@ def test_a_percentile_is_the_nearest_ranks_to_a_bins_width(gaps, q):
     assert ItlHistogram.of_gaps(gaps).percentile(q) == pytest.approx(exact_s, rel=WIDTH)
 
 
+@given(st.integers(2**20, 2**52 - 1))
+def test_a_lone_gap_is_put_in_the_middle_of_its_bin(gap):
+    lower, upper = (int(edge[bin_by_the_page(gap)]) for edge in bin_edges_ps())
+    assert ItlHistogram.of_gaps([gap]).percentile(50) == pytest.approx(math.sqrt(lower * upper) / 1e12, rel=1e-12)
+
+
 @given(INNER_GAPS, st.lists(st.floats(0, 100), min_size=2, max_size=5))
 def test_percentiles_rise_and_stay_below_the_maximum(gaps, qs):
     itl = ItlHistogram.of_gaps(gaps)

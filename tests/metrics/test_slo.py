@@ -67,6 +67,13 @@ def test_a_wider_limit_never_loses_a_request(made, slo, factor):
     assert (slo.met(made) <= wider.met(made)).all()
 
 
+def test_a_request_that_takes_just_the_limit_meets_it():
+    made = Records.of(arrival_s=[1.0], scheduled_s=[1.0], first_token_s=[1.5], finish_s=[3.5], output_tokens=[5])
+    assert Slo(ttft_s=0.5, tpot_s=0.5, e2e_s=2.5).met(made).tolist() == [True]
+    for missed in (Slo(ttft_s=0.49), Slo(tpot_s=0.49), Slo(e2e_s=2.49)):
+        assert missed.met(made).tolist() == [False]
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_a_limit_that_is_none_is_refused_by_name(bad):
     with pytest.raises(ConfigError, match=r"slo\.tpot_s: .* allowed: a number of seconds above 0"):

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,6 +82,7 @@ def test_a_distribution_is_numpys_of_the_values_that_are_there(values):
 def test_figures_of_three_requests_by_hand():
     made = Records.of(
         arrival_s=[0.0, 1.0, 2.0],
+        enqueued_s=[0.25, 1.0, 2.0],
         scheduled_s=[0.5, 1.0, np.nan],
         first_token_s=[1.0, 3.0, np.nan],
         finish_s=[5.0, 10.0, 2.0],
@@ -172,6 +174,13 @@ def test_days_of_tokens_do_not_overflow():
 def test_a_statistic_that_does_not_exist_is_said():
     with pytest.raises(AssertionError, match="has the statistics"):
         summarise(EMPTY).value("ttft_s", "p42")
+
+
+def test_the_interval_is_that_of_twenty_batch_means():
+    values = np.random.default_rng(1).exponential(size=205)
+    means = [values[10 * batch : 10 * batch + 10].mean() for batch in range(20)]
+    low, high = scipy.stats.t.interval(0.95, df=19, loc=np.mean(means), scale=scipy.stats.sem(means))
+    assert mean_ci95(values) == pytest.approx((high - low) / 2, rel=1e-6)
 
 
 def test_intervals_cover_the_mean_of_correlated_values():
