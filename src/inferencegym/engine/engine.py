@@ -1,0 +1,349 @@
+"""The engine's Python face: build it from a workload and a machine, run it as far as you like, look, change settings, fork, go on.
+
+It owns validation, units (seconds outside, picoseconds inside) and growing arrays; all that happens in between is in the kernels:
+`loop` (time), `plan` (who gets tokens), `commit` (what a step did), `ledger` (KV blocks), `order`, `victims`, `router`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inferencegym.engine import memory
+from inferencegym.engine.asked import Question, ask
+from inferencegym.engine.codes import Order, Preemption, Role, Scheduler, Stop
+from inferencegym.engine.loop import FAR_PS, advance, requeue
+from inferencegym.engine.machine import Machine
+from inferencegym.engine.settings import LIVE, EngineSettings
+from inferencegym.engine.times import times_of
+from inferencegym.ground.errors import ConfigError
+from inferencegym.ground.units import array_to_s, to_ps
+from inferencegym.metrics.itl import ItlHistogram
+from inferencegym.metrics.record import Records
+from inferencegym.workload import Workload  # noqa
+
+_TOTALS = (
+    "steps", "busy_ps", "emitted_tokens", "prefill_tokens", "hit_tokens", "preemptions", "swaps", "evicted_blocks",
+    "drafted", "accepted", "finished", "refused", "swapped_blocks", "arrived",
+)  # fmt: skip
+_VTC_UNIT = 1 << 10  # a cost of 1 for a tenant of weight 1
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """How things stand at one instant, summed over replicas."""
+
+    now_s: float
+    running: int
+    waiting: int
+    kv_used_blocks: int
+    kv_pool_blocks: int
+    on_wire: int
+
+    @property
+    def kv_used_fraction(self) -> float:
+        """Share of the KV pool that requests hold (cached blocks nobody holds count as free)."""
+        return self.kv_used_blocks / self.kv_pool_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What `Engine.save` returns."""
+
+    now_s: float
+    settings: EngineSettings
+    arena: memory.Arena
+
+
+class Engine:
+    """A cluster of replicas that serves one workload. Deterministic: the same arguments give the same records, to the bit."""
+
+    def __init__(self, workload: Workload, machine: Machine, settings: EngineSettings | None = None, *, seed: int = 0) -> None:
+        settings = settings or EngineSettings()
+        self.workload = workload
+        self.machine = machine
+        self.settings = settings
+        self.seed = seed
+        self.now_s = 0.0
+        self._question = ask(workload, machine.block_size, settings)
+        self._times = times_of(machine.times)
+        self._arena = _new_state(machine, settings, self._question, seed)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def run(self, until_s: float | None = None, *, steps: int | None = None, leaps: bool = True) -> Records:
+        """Run to the end, to a time, or for a number of engine steps; returns the requests that ended meanwhile, in that order.
+
+        With `until_s` everything that happens at or before that time has happened. `leaps=False` takes every step singly (same result, slower).
+        """
+        until_ps = FAR_PS if until_s is None else to_ps(until_s, field="until_s")
+        return self.run_ps(until_ps, steps=steps, leaps=leaps)
+
+    def run_ps(self, until_ps: int, *, steps: int | None = None, leaps: bool = True) -> Records:
+        """`run`, with the time in whole picoseconds."""
+        out = np.zeros(self._room_for_records(until_ps), dtype=memory.RECORD)
+        self._header["out_len"] = 0
+        goal = self._total("steps") + (1 << 60 if steps is None else steps)
+        while True:
+            self._header["out_at"] = out.ctypes.data
+            self._header["out_capacity"] = len(out)
+            left = goal - self._total("steps")
+            code = advance(self._arena, self._question.asked, self._times.handle, until_ps, left, leaps)
+            if code == Stop.NEED_SLOTS:
+                self._arena = memory.grow(self._arena)
+            elif code == Stop.NEED_OUT:
+                out = np.concatenate([out, np.zeros_like(out)])
+            else:
+                break
+        if code == Stop.STEPS or until_ps >= FAR_PS:
+            self.now_s = max(self.now_s, float(self._header["now_ps"][0]) / 1e12)
+        else:
+            self.now_s = until_ps / 1e12
+        return self._records(out[: int(self._header["out_len"][0])])
+
+    @property
+    def done(self) -> bool:
+        """Whether every request of the workload has ended."""
+        return int(self._header["ended"][0]) == len(self.workload)
+
+    @property
+    def _header(self) -> memory.Structured:
+        return memory.header_of(self._arena)
+
+    @property
+    def _core(self) -> memory.Structured:
+        return memory.part_of(self._arena, "core")
+
+    def _room_for_records(self, until_ps: int) -> int:
+        """Enough records for a whole run, or a start for a window."""
+        header = self._header[0]
+        alive = int(header["arrived"] - header["ended"])
+        if until_ps >= FAR_PS:
+            return len(self.workload) - int(header["ended"]) + 1
+        rows = self._question.open_rows[int(header["next_open"]) :]
+        due = int(np.searchsorted(self._question.rows["arrival_ps"][rows[:4096]], until_ps, side="right"))
+        return alive + due + 16
+
+    def _records(self, out: memory.Structured) -> Records:
+        rows = out["row"]
+        w = self.workload
+        arrival_s = array_to_s(out["arrival_ps"])
+        return Records(
+            row=rows.astype(np.int64),
+            arrival_s=arrival_s,
+            enqueued_s=arrival_s,
+            scheduled_s=_seconds_or_nan(out["scheduled_ps"]),
+            first_token_s=_seconds_or_nan(out["first_ps"]),
+            finish_s=array_to_s(out["finish_ps"]),
+            prompt_tokens=w.prompt_tokens[rows],
+            output_tokens=out["output"].copy(),
+            cached_tokens=out["cached"].copy(),
+            preemptions=out["preemptions"].copy(),
+            swaps=out["swaps"].copy(),
+            outcome=out["outcome"].astype(np.int8),
+            slo_class=w.slo_class[rows],
+            priority=w.priority[rows],
+            tenant=w.tenant[rows],
+            replica=out["replica"].copy(),
+        )
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def gauges(self) -> Gauges:
+        """Queue, seats and KV use now."""
+        core = self._core
+        pool = int(core["pool_blocks"].sum())
+        return Gauges(
+            now_s=self.now_s,
+            running=int(core["running"].sum()),
+            waiting=int(core["waiting"].sum()),
+            kv_used_blocks=pool - int(core["blank"].sum()) - int(core["cached_free"].sum()),
+            kv_pool_blocks=pool,
+            on_wire=int(self._header["wire_len"][0]),
+        )
+
+    def totals(self) -> dict[str, int]:
+        """Counters since the start, summed over replicas: steps, tokens, preemptions, ... (times in ps)."""
+        return {name: self._total(name) for name in _TOTALS}
+
+    def itl(self) -> ItlHistogram:
+        """Inter-token gaps since the start."""
+        core = self._core
+        return ItlHistogram(
+            counts=memory.part_of(self._arena, "gaps")["count"].sum(axis=0), sum_ps=int(core["gap_sum_ps"].sum()), count=int(core["gap_count"].sum())
+        )
+
+    def _total(self, name: str) -> int:
+        return int(self._core[name].sum())
+
+    # --- steering ----------------------------------------------------------------------------------------------------
+
+    def change(self, **changes: Any) -> None:
+        """Change settings from the next plan on. ConfigError names a setting that does not exist, is out of range or needs a restart."""
+        settings = self.settings.with_(**changes)
+        for name in changes:
+            if name not in LIVE:
+                raise ConfigError(f"engine.{name}", "cannot change while the engine runs", allowed=", ".join(sorted(LIVE)))
+        slots = int(self._header["n_places"][0])
+        if settings.scheduler == "llamacpp" and (settings.max_num_seqs or 0) > slots:
+            raise ConfigError("engine.max_num_seqs", "llama.cpp's slots are fixed at its start", allowed=f"1..{slots}")
+        reordered = settings.order != self.settings.order
+        queues = self._empty_queues() if reordered else []
+        before = self._core["pool_blocks"].copy()
+        _put_settings(self._arena, self.machine, settings)
+        self._core["blank"] += self._core["pool_blocks"] - before
+        self.settings = settings
+        if reordered:
+            self._requeue(queues)
+
+    def _empty_queues(self) -> list[list[int]]:
+        """Slots of each replica's waiting requests, by arrival; the queues are left empty."""
+        slots, core, queues = memory.part_of(self._arena, "slots"), self._core, []
+        for r, members in enumerate(slots):
+            waiting = np.flatnonzero(np.isin(members["state"], memory.WAITING_PHASES)).tolist()
+            waiting.sort(key=lambda slot: (int(members[slot]["arrival_ps"]), int(members[slot]["row"])))
+            queues.append(waiting)
+            core["wait_head"][r] = core["wait_tail"][r] = memory.NONE
+            core["waiting"][r] = core["heap_len"][r] = 0
+        tenants = memory.part_of(self._arena, "tenants")
+        tenants["head"] = tenants["tail"] = memory.NONE
+        return queues
+
+    def _requeue(self, queues: list[list[int]]) -> None:
+        slots, tenants = memory.part_of(self._arena, "slots"), memory.part_of(self._arena, "tenants")
+        for r, waiting in enumerate(queues):
+            members = slots[r][: int(self._core["slots_used"][r])]
+            for tenant in range(tenants.shape[1]):
+                mine = (members["in_crowd"] == 1) & (members["tenant"] == tenant) & (members["state"] == memory.RUNNING_PHASE)
+                tenants["decodes"][r, tenant] = int(mine.sum()) if self.settings.order == "vtc" else 0
+            for slot in waiting:
+                requeue(self._arena, self._question.asked, r, slot)
+
+    # --- copies ------------------------------------------------------------------------------------------------------
+
+    def fork(self) -> Engine:
+        """An independent copy that continues from here: the workload is shared, the state is copied."""
+        twin = object.__new__(Engine)
+        twin.__dict__.update(self.__dict__)
+        twin._arena = memory.copy_arena(self._arena)
+        return twin
+
+    def save(self) -> Saved:
+        """The whole state, for `restore`."""
+        return Saved(self.now_s, self.settings, memory.copy_arena(self._arena))
+
+    def restore(self, saved: Saved) -> None:
+        """Go back to what `save` returned (of an engine with the same workload and machine)."""
+        self.now_s = saved.now_s
+        self.settings = saved.settings
+        self._arena = memory.copy_arena(saved.arena)
+
+
+def _seconds_or_nan(ps: memory.Ints) -> memory.Floats:
+    return np.where(ps < 0, math.nan, array_to_s(ps))
+
+
+# --- building the state -------------------------------------------------------------------------------------------------
+
+
+def _new_state(machine: Machine, settings: EngineSettings, question: Question, seed: int) -> memory.Arena:
+    caching = _caches(settings)
+    header = np.zeros(1, memory.HEADER)[0]
+    header["replicas"] = machine.replicas
+    header["capacity"] = capacity = 256
+    header["block_size"] = machine.block_size
+    header["n_tenants"] = tenants = int(question.rows["tenant"].max(initial=0)) + 1
+    header["n_places"] = _seats(machine, settings) if settings.scheduler == "llamacpp" else 1
+    header["n_nodes"] = machine.kv_blocks + 1 if caching else 1
+    header["index_size"] = 1 << (2 * machine.kv_blocks).bit_length() if caching else 1
+    header["n_pending"] = len(question.rows) - len(question.open_rows) + 1
+    header["n_wire"] = capacity * machine.replicas if machine.prefill_replicas else 1
+    header["open_rows"] = len(question.open_rows)
+    header["prefill_replicas"] = machine.prefill_replicas
+    header["router"] = machine.router
+    header["affinity_slack"] = machine.affinity_slack
+    header["closed_loop"] = int(header["n_pending"] > 1)
+    arena = memory.allocate(header)
+    core = memory.part_of(arena, "core")
+    for name in ("run_head", "run_tail", "wait_head", "wait_tail", "free_slot", "lru_head", "lru_tail", "free_node"):
+        core[name] = memory.NONE
+    core["step_end_ps"] = core["vtc_last_left"] = memory.NONE
+    core["crowd"] = 1
+    core["seed"] = seed
+    core["cpu_free"] = machine.cpu_blocks
+    core["block_size"] = machine.block_size
+    core["scheduler"] = Scheduler[settings.scheduler.upper()]
+    core["prefix_caching"] = caching
+    core["chunked_prefill"] = settings.chunked_prefill
+    core["max_model_len"] = _model_len(machine, settings)
+    core["role"] = Role.BOTH
+    if machine.prefill_replicas:
+        core["role"] = Role.DECODE
+        core["role"][: machine.prefill_replicas] = Role.PREFILL
+    queue = memory.part_of(arena, "tenants")
+    queue["head"] = queue["tail"] = memory.NONE
+    queue["cost_in"] = _tenant_costs(settings, settings.vtc_input_cost, tenants)
+    queue["cost_out"] = _tenant_costs(settings, settings.vtc_output_cost, tenants)
+    places = memory.part_of(arena, "places")
+    places["used_ps"] = places["row"] = memory.NONE
+    _put_settings(arena, machine, settings)
+    core["blank"] = core["pool_blocks"]
+    return arena
+
+
+def _put_settings(arena: memory.Arena, machine: Machine, settings: EngineSettings) -> None:
+    """The live settings, and what follows from them."""
+    core = memory.part_of(arena, "core")
+    seats = _seats(machine, settings)
+    budget = settings.max_num_batched_tokens or machine.max_num_batched_tokens
+    length = _model_len(machine, settings)
+    if settings.whole_prompts and budget < length:
+        if settings.max_num_batched_tokens is not None:
+            raise ConfigError(
+                "engine.max_num_batched_tokens",
+                f"{budget} tokens cannot take a prompt of {length} whole (scheduler '{settings.scheduler}' does not cut prompts)",
+                allowed=f"{length} or more, or a smaller engine.max_model_len",
+            )
+        budget = length
+    if machine.prefill_replicas and settings.scheduler not in ("vllm", "sarathi"):
+        raise ConfigError("deployment.prefill_replicas", f"scheduler '{settings.scheduler}' cannot split prefill from decode", allowed="0")
+    pool = machine.kv_blocks
+    if settings.scheduler == "llamacpp":
+        # Every slot owns its context; there is no pool to share.
+        pool = int(memory.header_of(arena)["n_places"][0]) * -(-length // machine.block_size)
+    core["pool_blocks"] = max(1, int(pool * settings.kv_budget_fraction))
+    core["watermark_blocks"] = (settings.watermark * core["pool_blocks"]).astype(np.int64)
+    core["max_num_seqs"] = seats
+    core["max_num_batched_tokens"] = budget
+    core["order"] = Order[settings.order.upper()]
+    core["victims"] = settings.victim_rule
+    core["preemption"] = Preemption[settings.preemption.upper()]
+    core["long_prefill_token_threshold"] = settings.long_prefill_token_threshold
+    core["reserve_full_isl"] = settings.reserve_full_isl
+    core["speculation_depth"] = settings.speculation_depth
+    core["aging_ps"] = to_ps(settings.aging_s, field="engine.aging_s")
+
+
+def _seats(machine: Machine, settings: EngineSettings) -> int:
+    return settings.max_num_seqs or machine.max_num_seqs
+
+
+def _model_len(machine: Machine, settings: EngineSettings) -> int:
+    if settings.max_model_len is None:
+        return machine.max_model_len
+    return min(settings.max_model_len, machine.max_model_len)
+
+
+def _caches(settings: EngineSettings) -> bool:
+    return settings.prefix_caching and settings.scheduler not in ("orca", "static")
+
+
+def _tenant_costs(settings: EngineSettings, cost: int, tenants: int) -> memory.Ints:
+    weights = np.ones(tenants)
+    given = min(len(settings.vtc_weights), tenants)
+    weights[:given] = settings.vtc_weights[:given]
+    costs: memory.Ints = np.rint(cost * _VTC_UNIT / weights).astype(np.int64)
+    return costs
