@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inferencegym.engine.settings import EngineSettings
 from inferencegym.engine.memory import ASKED, NONE, ROW, Floats, Ints, Ints32, Structured
+from inferencegym.engine.settings import EngineSettings
 from inferencegym.ground.errors import ConfigError, InputError
 from inferencegym.ground.units import array_to_ps
-from inferencegym.workload import Workload  # noqa
+from inferencegym.workload import Workload
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -26,7 +27,9 @@ class Question:
 NO_DEADLINE_S = 3600.0  # order=edf: requests without a TTFT objective come after those with one
 
 
-def ask(workload: Workload, block_size: int, settings: EngineSettings, slo_ttft_s: np.ndarray | None = None) -> Question:
+def ask(
+    workload: Workload, block_size: int, settings: EngineSettings, slo_ttft_s: np.ndarray | None = None
+) -> Question:
     """The kernels' view of a workload.
 
     slo_ttft_s : float64[classes], TTFT objective of each SLO class, for order=edf
@@ -41,7 +44,11 @@ def ask(workload: Workload, block_size: int, settings: EngineSettings, slo_ttft_
     _check_blocks(workload, block_size)
     waits = workload.after >= 0
     classes = len(workload.slo_class_names) or 1
-    deadlines_s = np.full(max(classes, int(workload.slo_class.max(initial=0)) + 1), NO_DEADLINE_S) if slo_ttft_s is None else slo_ttft_s
+    deadlines_s = (
+        np.full(max(classes, int(workload.slo_class.max(initial=0)) + 1), NO_DEADLINE_S)
+        if slo_ttft_s is None
+        else slo_ttft_s
+    )
     kinds = max(len(workload.kind_names), int(workload.kind.max(initial=0)) + 1, 1)
     rows = np.zeros(len(workload), ROW)
     rows["arrival_ps"] = array_to_ps(workload.arrival_s, field="arrival_s")

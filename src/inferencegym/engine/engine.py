@@ -23,7 +23,7 @@ from inferencegym.ground.errors import ConfigError
 from inferencegym.ground.units import array_to_s, to_ps
 from inferencegym.metrics.itl import ItlHistogram
 from inferencegym.metrics.record import Records
-from inferencegym.workload import Workload  # noqa
+from inferencegym.workload import Workload
 
 _TOTALS = (
     "steps", "busy_ps", "emitted_tokens", "prefill_tokens", "hit_tokens", "preemptions", "swaps", "evicted_blocks",
@@ -61,7 +61,9 @@ class Saved:
 class Engine:
     """A cluster of replicas that serves one workload. Deterministic: the same arguments give the same records, to the bit."""
 
-    def __init__(self, workload: Workload, machine: Machine, settings: EngineSettings | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, workload: Workload, machine: Machine, settings: EngineSettings | None = None, *, seed: int = 0
+    ) -> None:
         settings = settings or EngineSettings()
         self.workload = workload
         self.machine = machine
@@ -108,6 +110,11 @@ class Engine:
     def done(self) -> bool:
         """Whether every request of the workload has ended."""
         return int(self._header["ended"][0]) == len(self.workload)
+
+    @property
+    def arena(self) -> memory.Arena:
+        """The state as bytes (`memory.part_of` reads its parts); not a copy."""
+        return self._arena
 
     @property
     def _header(self) -> memory.Structured:
@@ -173,7 +180,9 @@ class Engine:
         """Inter-token gaps since the start."""
         core = self._core
         return ItlHistogram(
-            counts=memory.part_of(self._arena, "gaps")["count"].sum(axis=0), sum_ps=int(core["gap_sum_ps"].sum()), count=int(core["gap_count"].sum())
+            counts=memory.part_of(self._arena, "gaps")["count"].sum(axis=0),
+            sum_ps=int(core["gap_sum_ps"].sum()),
+            count=int(core["gap_count"].sum()),
         )
 
     def _total(self, name: str) -> int:
@@ -186,7 +195,9 @@ class Engine:
         settings = self.settings.with_(**changes)
         for name in changes:
             if name not in LIVE:
-                raise ConfigError(f"engine.{name}", "cannot change while the engine runs", allowed=", ".join(sorted(LIVE)))
+                raise ConfigError(
+                    f"engine.{name}", "cannot change while the engine runs", allowed=", ".join(sorted(LIVE))
+                )
         slots = int(self._header["n_places"][0])
         if settings.scheduler == "llamacpp" and (settings.max_num_seqs or 0) > slots:
             raise ConfigError("engine.max_num_seqs", "llama.cpp's slots are fixed at its start", allowed=f"1..{slots}")
@@ -217,7 +228,11 @@ class Engine:
         for r, waiting in enumerate(queues):
             members = slots[r][: int(self._core["slots_used"][r])]
             for tenant in range(tenants.shape[1]):
-                mine = (members["in_crowd"] == 1) & (members["tenant"] == tenant) & (members["state"] == memory.RUNNING_PHASE)
+                mine = (
+                    (members["in_crowd"] == 1)
+                    & (members["tenant"] == tenant)
+                    & (members["state"] == memory.RUNNING_PHASE)
+                )
                 tenants["decodes"][r, tenant] = int(mine.sum()) if self.settings.order == "vtc" else 0
             for slot in waiting:
                 requeue(self._arena, self._question.asked, r, slot)
@@ -309,7 +324,11 @@ def _put_settings(arena: memory.Arena, machine: Machine, settings: EngineSetting
             )
         budget = length
     if machine.prefill_replicas and settings.scheduler not in ("vllm", "sarathi"):
-        raise ConfigError("deployment.prefill_replicas", f"scheduler '{settings.scheduler}' cannot split prefill from decode", allowed="0")
+        raise ConfigError(
+            "deployment.prefill_replicas",
+            f"scheduler '{settings.scheduler}' cannot split prefill from decode",
+            allowed="0",
+        )
     pool = machine.kv_blocks
     if settings.scheduler == "llamacpp":
         # Every slot owns its context; there is no pool to share.

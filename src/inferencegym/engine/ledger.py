@@ -57,7 +57,10 @@ def block_key(w: Asked, row: int, j: int, block_size: int) -> int:
     """
     if w["key_block"] >= block_size:
         token = j * block_size
-        return mix(key_id_at(w, row_at(w, row)["key_offset"] + token // w["key_block"])["id"] * 4096 + (token % w["key_block"]) // block_size)
+        return mix(
+            key_id_at(w, row_at(w, row)["key_offset"] + token // w["key_block"])["id"] * 4096
+            + (token % w["key_block"]) // block_size
+        )
     return mix(key_id_at(w, row_at(w, row)["key_offset"] + ((j + 1) * block_size) // w["key_block"] - 1)["id"] * 4096)
 
 

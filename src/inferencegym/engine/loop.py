@@ -14,15 +14,11 @@ from inferencegym.engine.crowd import has_slot, next_finish_turn, reserves, take
 from inferencegym.engine.ending import pop_pending, turn_away
 from inferencegym.engine.gaps import count_progression
 from inferencegym.engine.ledger import free_blocks, take_blocks
-from inferencegym.engine.order import lift, push
-from inferencegym.engine.plan import plan
-from inferencegym.engine.router import route, route_decode
 from inferencegym.engine.memory import (
     Arena,
-    Structured,
-    state_of,
     Asked,
     State,
+    Structured,
     Times,
     core_at,
     crossing_at,
@@ -30,8 +26,12 @@ from inferencegym.engine.memory import (
     pending_at,
     row_at,
     slot_at,
+    state_of,
     wire_at,
 )
+from inferencegym.engine.order import lift, push
+from inferencegym.engine.plan import plan
+from inferencegym.engine.router import route, route_decode
 from inferencegym.engine.wire import deliver
 from inferencegym.ground.jit import kernel
 
@@ -81,7 +81,9 @@ def _next_row(s: State, w: Asked) -> tuple[int, bool]:
     row = open_row_at(w, s["next_open"])["row"]
     if s["pending_len"] > 0:
         due = pending_at(s, 0)["key"]
-        if due < row_at(w, row)["arrival_ps"] or (due == row_at(w, row)["arrival_ps"] and pending_at(s, 0)["row"] < row):
+        if due < row_at(w, row)["arrival_ps"] or (
+            due == row_at(w, row)["arrival_ps"] and pending_at(s, 0)["row"] < row
+        ):
             return pending_at(s, 0)["row"], True
     return row, False
 

@@ -42,5 +42,7 @@ class Machine:
             raise ConfigError("deployment.replicas", f"{self.replicas} is too few", allowed="1 or more")
         if not 0 <= self.prefill_replicas < self.replicas:
             raise ConfigError(
-                "deployment.prefill_replicas", f"{self.prefill_replicas} of {self.replicas} replicas", allowed="0 or fewer than all"
+                "deployment.prefill_replicas",
+                f"{self.prefill_replicas} of {self.replicas} replicas",
+                allowed="0 or fewer than all",
             )

@@ -20,7 +20,6 @@ Times are picoseconds (int64), lengths tokens, memory blocks; -1 (NONE) ends a l
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numba
@@ -117,13 +116,17 @@ GAP = np.dtype([("count", _i8)])
 TENANT = np.dtype(
     [("counter", _i8), ("cost_in", _i8), ("cost_out", _i8), ("decodes", _i8), ("head", _i4), ("tail", _i4)], align=True
 )
-PLACE = np.dtype([("used_ps", _i8), ("row", _i4), ("blocks", _i4), ("taken", _i4), ("pad", _i4)], align=True)  # llama.cpp's slots
+PLACE = np.dtype(
+    [("used_ps", _i8), ("row", _i4), ("blocks", _i4), ("taken", _i4), ("pad", _i4)], align=True
+)  # llama.cpp's slots
 NODE = np.dtype(
     [("key", _i8), ("count", _i4), ("refs", _i4), ("prev", _i4), ("next", _i4), ("owner", _i4), ("extent", _i4)],
     align=True,
 )
 INDEX = np.dtype([("entry", _i4)])  # node + 1, or 0
-PENDING = np.dtype([("key", _i8), ("row", _i4), ("pad", _i4)], align=True)  # closed-loop requests, heap by (due time, row)
+PENDING = np.dtype(
+    [("key", _i8), ("row", _i4), ("pad", _i4)], align=True
+)  # closed-loop requests, heap by (due time, row)
 WIRE = np.dtype([("ready_ps", _i8), ("row", _i4), ("replica", _i4), ("slot", _i4), ("pad", _i4)], align=True)
 
 RECORD = np.dtype(
@@ -216,121 +219,121 @@ _ps_at = _pointer(PICOSECONDS)
 
 
 @kernel
-def state_of(arena):  # type: ignore[no-untyped-def]
+def state_of(arena: Arena) -> State:
     """The state's header in its block of bytes."""
     return _header_at(np.int64(arena.ctypes.data), np.int64(0))
 
 
 @kernel
-def core_at(s, r):  # type: ignore[no-untyped-def]
+def core_at(s: State, r: int) -> Any:
     """CORE of replica r."""
     return _core_at(_address(s) + s["core_at"], np.int64(r))
 
 
 @kernel
-def slot_at(s, r, i):  # type: ignore[no-untyped-def]
+def slot_at(s: State, r: int, i: int) -> Any:
     """SLOT i of replica r."""
     return _slot_at(_address(s) + s["slots_at"], r * s["capacity"] + i)
 
 
 @kernel
-def heap_at(s, r, i):  # type: ignore[no-untyped-def]
+def heap_at(s: State, r: int, i: int) -> Any:
     """HEAP entry i of replica r."""
     return _heap_at(_address(s) + s["heap_at"], r * s["capacity"] + i)
 
 
 @kernel
-def fin_at(s, r, i):  # type: ignore[no-untyped-def]
+def fin_at(s: State, r: int, i: int) -> Any:
     """FIN entry i of replica r."""
     return _fin_at(_address(s) + s["fin_at"], r * s["capacity"] + i)
 
 
 @kernel
-def picked_at(s, r, i):  # type: ignore[no-untyped-def]
+def picked_at(s: State, r: int, i: int) -> Any:
     """PICKED entry i of replica r."""
     return _picked_at(_address(s) + s["picked_at"], r * s["capacity"] + i)
 
 
 @kernel
-def crossing_at(s, r, i):  # type: ignore[no-untyped-def]
+def crossing_at(s: State, r: int, i: int) -> Any:
     """CROSSING bin i of replica r."""
     return _crossing_at(_address(s) + s["crossing_at"], r * s["block_size"] + i)
 
 
 @kernel
-def gap_at(s, r, i):  # type: ignore[no-untyped-def]
+def gap_at(s: State, r: int, i: int) -> Any:
     """GAP bin i of replica r."""
     return _gap_at(_address(s) + s["gaps_at"], r * GAP_BINS + i)
 
 
 @kernel
-def tenant_at(s, r, i):  # type: ignore[no-untyped-def]
+def tenant_at(s: State, r: int, i: int) -> Any:
     """TENANT i on replica r."""
     return _tenant_at(_address(s) + s["tenants_at"], r * s["n_tenants"] + i)
 
 
 @kernel
-def place_at(s, r, i):  # type: ignore[no-untyped-def]
+def place_at(s: State, r: int, i: int) -> Any:
     """PLACE i of replica r."""
     return _place_at(_address(s) + s["places_at"], r * s["n_places"] + i)
 
 
 @kernel
-def node_at(s, r, i):  # type: ignore[no-untyped-def]
+def node_at(s: State, r: int, i: int) -> Any:
     """NODE i of replica r."""
     return _node_at(_address(s) + s["nodes_at"], r * s["n_nodes"] + i)
 
 
 @kernel
-def index_at(s, r, i):  # type: ignore[no-untyped-def]
+def index_at(s: State, r: int, i: int) -> Any:
     """INDEX entry i of replica r."""
     return _index_at(_address(s) + s["index_at"], r * s["index_size"] + i)
 
 
 @kernel
-def pending_at(s, i):  # type: ignore[no-untyped-def]
+def pending_at(s: State, i: int) -> Any:
     """PENDING entry i."""
     return _pending_at(_address(s) + s["pending_at"], np.int64(i))
 
 
 @kernel
-def wire_at(s, i):  # type: ignore[no-untyped-def]
+def wire_at(s: State, i: int) -> Any:
     """WIRE entry i."""
     return _wire_at(_address(s) + s["wire_at"], np.int64(i))
 
 
 @kernel
-def record_at(s, i):  # type: ignore[no-untyped-def]
+def record_at(s: State, i: int) -> Any:
     """RECORD i of the buffer the caller gave."""
     return _record_at(s["out_at"], np.int64(i))
 
 
 @kernel
-def row_at(w, row):  # type: ignore[no-untyped-def]
+def row_at(w: Asked, row: int) -> Any:
     """ROW of the workload."""
     return _row_at(w["rows_at"], np.int64(row))
 
 
 @kernel
-def open_row_at(w, i):  # type: ignore[no-untyped-def]
+def open_row_at(w: Asked, i: int) -> Any:
     """OPEN_ROW i: rows that wait for no other, in arrival order."""
     return _open_row_at(w["open_rows_at"], np.int64(i))
 
 
 @kernel
-def key_id_at(w, i):  # type: ignore[no-untyped-def]
+def key_id_at(w: Asked, i: int) -> Any:
     """KEY_ID i of the workload's prefix ids."""
     return _key_id_at(w["key_ids_at"], np.int64(i))
 
 
 @kernel
-def chance_at(w, kind, j):  # type: ignore[no-untyped-def]
+def chance_at(w: Asked, kind: int, j: int) -> Any:
     """CHANCE that at least j + 1 drafts are kept for this kind of traffic."""
     return _chance_at(w["accept_at"], kind * w["drafts"] + j)
 
 
 @kernel
-def table_ps(address, length, i):  # type: ignore[no-untyped-def]
+def table_ps(address: int, length: int, i: int) -> int:
     """Entry i of a step-time table, ps; beyond its end the last difference goes on."""
     last = length - 1
     if i <= last:
@@ -340,7 +343,7 @@ def table_ps(address, length, i):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def chunk_coefficients(t):  # type: ignore[no-untyped-def]
+def chunk_coefficients(t: Times) -> Floats:
     """float64[chunk_len], the coefficients `chunk_ps` takes."""
     return numba.carray(_float_pointer(t["chunk_at"]), (t["chunk_len"],))
 
@@ -429,5 +432,3 @@ def grow(arena: Arena) -> Arena:
 #: Values of a slot's `state` that mean the request stands in the queue, and that it runs (codes.Phase).
 WAITING_PHASES = (1, 3, 4)
 RUNNING_PHASE = 2
-
-Kernel = Callable[..., Any]

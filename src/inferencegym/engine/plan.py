@@ -11,8 +11,8 @@ from inferencegym.engine.crowd import decodes, drop_slot, gather, run_append, sc
 from inferencegym.engine.ending import end
 from inferencegym.engine.latency import chunk_ps
 from inferencegym.engine.ledger import (
-    blocks_for,
     block_key,
+    blocks_for,
     disown,
     evict,
     free_blocks,
@@ -22,7 +22,6 @@ from inferencegym.engine.ledger import (
     take_blocks,
     take_hits,
 )
-from inferencegym.engine.order import head, pop
 from inferencegym.engine.memory import (
     Asked,
     State,
@@ -37,6 +36,7 @@ from inferencegym.engine.memory import (
     table_ps,
     tenant_at,
 )
+from inferencegym.engine.order import head, pop
 from inferencegym.engine.victims import preempt, victim
 from inferencegym.ground.jit import kernel
 
@@ -132,7 +132,11 @@ def _run_crowd(s: State, w: Asked, r: int) -> int:
     growth = crossing_at(s, r, core["turn"] % size)["decodes"]
     need = growth
     # Visiting decodes first is the same as admission order if the only prefill is the youngest, or if all wants fit.
-    ordered = core["scheduler"] == _SARATHI or n_picked == 0 or (n_picked == 1 and picked_at(s, r, 0)["slot"] == core["run_tail"])
+    ordered = (
+        core["scheduler"] == _SARATHI
+        or n_picked == 0
+        or (n_picked == 1 and picked_at(s, r, 0)["slot"] == core["run_tail"])
+    )
     if not ordered and core["prefix_caching"] == 1:
         return -1
     limit = _chunk_limit(s, r)
@@ -191,9 +195,7 @@ def _run_individuals(s: State, w: Asked, t: Times, r: int) -> int:
 
 
 @kernel
-def _visit(
-    s: State, w: Asked, t: Times, r: int, budget: int, decoding: bool, prefilling: bool
-) -> tuple[int, bool]:
+def _visit(s: State, w: Asked, t: Times, r: int, budget: int, decoding: bool, prefilling: bool) -> tuple[int, bool]:
     """One pass over the running list, for decodes or prefills or both; (budget left, whether a request evicted itself)."""
     core = core_at(s, r)
     size = core["block_size"]
@@ -532,7 +534,11 @@ def _step_ps(s: State, t: Times, r: int) -> int:
             i += 1
             slot = picked_at(s, r, i)["slot"] if i < core["picked_len"] else -1
     core["prefill_tokens"] += prompt_tokens
-    total = table_ps(t["lin_at"], t["lin_len"], tokens) + table_ps(t["head_at"], t["head_len"], samples) + table_ps(t["dec_at"], t["dec_len"], n_decodes)
+    total = (
+        table_ps(t["lin_at"], t["lin_len"], tokens)
+        + table_ps(t["head_at"], t["head_len"], samples)
+        + table_ps(t["dec_at"], t["dec_len"], n_decodes)
+    )
     total += t["kv_ps"] * context + chunks_ps
     if chunks > 0:
         total += t["pre_ps"]

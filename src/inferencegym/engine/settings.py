@@ -79,7 +79,9 @@ class EngineSettings:
         _within("kv_budget_fraction", self.kv_budget_fraction, 0.01, 1.0)
         _within("draft_cost", self.draft_cost, 0.0, 10.0)
         if self.speculation_depth > MAX_DRAFTS:
-            raise ConfigError("engine.speculation_depth", f"{self.speculation_depth} is too many", allowed=f"0..{MAX_DRAFTS}")
+            raise ConfigError(
+                "engine.speculation_depth", f"{self.speculation_depth} is too many", allowed=f"0..{MAX_DRAFTS}"
+            )
         if not self.acceptance:
             raise ConfigError("engine.acceptance", "is empty", allowed="one number in 0..1 or more")
         for rate in self.acceptance:
@@ -92,7 +94,9 @@ class EngineSettings:
         if self.scheduler in ("vllm", "sarathi"):
             return
         if self.speculation_depth > 0:
-            raise ConfigError("engine.speculation_depth", f"scheduler '{self.scheduler}' has no speculation", allowed="0")
+            raise ConfigError(
+                "engine.speculation_depth", f"scheduler '{self.scheduler}' has no speculation", allowed="0"
+            )
         if self.preemption != "recompute":
             raise ConfigError("engine.preemption", f"scheduler '{self.scheduler}' never preempts", allowed="recompute")
 

@@ -23,7 +23,10 @@ class TimesHandle:
 def times_of(times: StepTimes) -> TimesHandle:
     """The kernels' view of step-time tables (int64 picoseconds, at least two entries each)."""
     held = times._replace(
-        **{f"{name}_ps": np.ascontiguousarray(getattr(times, f"{name}_ps"), np.int64) for name in ("lin", "head", "dec", "draft")},
+        **{
+            f"{name}_ps": np.ascontiguousarray(getattr(times, f"{name}_ps"), np.int64)
+            for name in ("lin", "head", "dec", "draft")
+        },
         chunk=np.ascontiguousarray(times.chunk, np.float64),
     )
     handle = np.zeros(1, TIMES)

@@ -6,8 +6,8 @@ from inferencegym.engine.codes import Phase, Preemption, Victims
 from inferencegym.engine.crowd import run_remove
 from inferencegym.engine.latency import chunk_ps
 from inferencegym.engine.ledger import blocks_for, release, swap_out_blocks
-from inferencegym.engine.order import goes_before, push
 from inferencegym.engine.memory import Asked, State, Times, chunk_coefficients, core_at, slot_at, table_ps
+from inferencegym.engine.order import goes_before, push
 from inferencegym.ground.jit import kernel
 
 _LIFO = int(Victims.LIFO)
@@ -41,7 +41,9 @@ def _swaps(s: State, t: Times, r: int, computed: int) -> bool:
     if core["preemption"] == _SWAP:
         return True
     there_and_back = 2 * (t["swap_ps_per_block"] * blocks + t["swap_fixed_ps"])
-    again = chunk_ps(chunk_coefficients(t), computed, 0) + table_ps(t["lin_at"], t["lin_len"], min(computed, t["lin_len"] - 1))
+    again = chunk_ps(chunk_coefficients(t), computed, 0) + table_ps(
+        t["lin_at"], t["lin_len"], min(computed, t["lin_len"] - 1)
+    )
     return there_and_back < again
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from inferencegym.engine.codes import Phase
 from inferencegym.engine.crowd import drop_slot, take_slot
 from inferencegym.engine.ledger import release
-from inferencegym.engine.order import push
 from inferencegym.engine.memory import Asked, State, Times, core_at, slot_at, wire_at
+from inferencegym.engine.order import push
 from inferencegym.ground.jit import kernel
 
 _ON_WIRE, _CARRIED = int(Phase.ON_WIRE), int(Phase.CARRIED)

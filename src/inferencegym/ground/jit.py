@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numba
 
@@ -31,7 +31,7 @@ def _cache_folder() -> str:
 
 
 if not os.environ.get("NUMBA_CACHE_DIR"):
-    numba.config.CACHE_DIR = _cache_folder()
+    setattr(numba.config, "CACHE_DIR", _cache_folder())  # noqa: B010 (numba types its settings as constants)
 
 
 def kernel(function: F) -> F:
@@ -40,5 +40,4 @@ def kernel(function: F) -> F:
     No fastmath (results must not depend on the compiler's mood), no bounds checks, no Python errors inside:
     kernels return codes, and the Python face turns them into errors. `NUMBA_DISABLE_JIT=1` leaves plain Python.
     """
-    compiled: F = numba.njit(cache=True, error_model="numpy")(function)
-    return compiled
+    return cast(F, numba.njit(cache=True, error_model="numpy")(function))
