@@ -76,7 +76,8 @@ def _commit_crowd(s: State, w: Asked, t: Times, r: int) -> None:
         slot = picked_at(s, r, i)["slot"]
         _finish_before(s, w, r, slot_at(s, r, slot)["seat"])
         stays = slot_at(s, r, slot)["grant"] == 0 or _advance(s, w, t, r, slot)
-        if stays and decodes(s, r, slot):
+        # A recomputed prompt that is one token short decodes too, but its gap is its own: it joins after that token.
+        if stays and decodes(s, r, slot) and slot_at(s, r, slot)["last_ps"] == core["now_ps"]:
             join(s, r, slot)
         elif stays:
             picked_at(s, r, kept)["slot"] = slot

@@ -206,6 +206,7 @@ class Engine:
         before = self._core["pool_blocks"].copy()
         _put_settings(self._arena, self.machine, settings)
         self._core["blank"] += self._core["pool_blocks"] - before
+        self._core["unseen"] += 1  # the step in flight was planned without it
         self.settings = settings
         if reordered:
             self._requeue(queues)

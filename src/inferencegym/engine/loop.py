@@ -36,7 +36,7 @@ from inferencegym.engine.wire import deliver
 from inferencegym.ground.jit import kernel
 
 _WAITING = int(Phase.WAITING)
-_VTC = int(Order.VTC)
+_FCFS, _VTC = int(Order.FCFS), int(Order.VTC)
 _REFUSED_LENGTH = int(Ending.REFUSED_LENGTH)
 _DRAINED, _UNTIL, _STEPS = int(Stop.DRAINED), int(Stop.UNTIL), int(Stop.STEPS)
 _NEED_SLOTS, _NEED_OUT = int(Stop.NEED_SLOTS), int(Stop.NEED_OUT)
@@ -114,6 +114,8 @@ def _arrive(s: State, w: Asked) -> int:
     _fill(s, w, r, slot, row, at)
     if core_at(s, r)["order"] == _VTC:
         lift(s, r, row_at(w, row)["tenant"])
+    if core_at(s, r)["order"] != _FCFS or core_at(s, r)["waiting"] == 0:
+        core_at(s, r)["unseen"] += 1  # behind a head that does not fit it changes nothing
     push(s, w, r, slot, False)
     return -1
 
@@ -207,6 +209,8 @@ def _may_leap(s: State, r: int) -> bool:
     """Whether the step in flight is pure decode and the plans after it would be the same until something happens."""
     core = core_at(s, r)
     if core["step_end_ps"] < 0 or core["crowd"] == 0 or core["picked_len"] > 0 or core["decodes"] == 0:
+        return False
+    if core["unseen"] > 0:
         return False
     # A waiting head that did not fit will not fit with fewer free blocks, but under VTC another one may become the head.
     return not (

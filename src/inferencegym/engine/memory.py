@@ -81,8 +81,8 @@ CORE = np.dtype(
         "free_slot", "slots_used",
         # KV blocks
         "blank", "pool_blocks", "cached_free", "lru_head", "lru_tail", "free_node", "nodes_used", "cpu_free",
-        # the plan in the making
-        "preempted", "swap_blocks", "swap_moves", "granted",
+        # the plan in the making, and news that came after it
+        "unseen", "preempted", "swap_blocks", "swap_moves", "granted",
         # settings in force
         "scheduler", "order", "victims", "preemption", "role", "max_num_seqs", "max_num_batched_tokens",
         "max_model_len", "block_size", "chunked_prefill", "long_prefill_token_threshold", "reserve_full_isl",

@@ -54,6 +54,7 @@ def plan(s: State, w: Asked, t: Times, r: int, now: int) -> None:
     core = core_at(s, r)
     core["now_ps"] = now
     core["step_end_ps"] = -1
+    core["unseen"] = 0
     while True:
         core["preempted"] = 0
         core["granted"] = 0
@@ -144,6 +145,8 @@ def _run_crowd(s: State, w: Asked, r: int) -> int:
         me = slot_at(s, r, picked_at(s, r, i)["slot"])
         want = min(me["prompt"] + me["generated"] - me["computed"], limit)
         if want > left and not ordered:
+            return -1
+        if i > 0 and core["scheduler"] == _SARATHI and decodes(s, r, picked_at(s, r, i)["slot"]):
             return -1
         me["grant"] = min(want, left)
         left -= me["grant"]

@@ -112,4 +112,5 @@ def deliver(s: State, w: Asked, to: int) -> None:
     me["shared"] = 0
     me["blocks"] = 0
     drop_slot(s, sender, old)
+    core_at(s, to)["unseen"] += 1
     push(s, w, to, slot, False)
