@@ -1,6 +1,6 @@
 """Small random cases that push both engines into every corner of docs/scheduling.md: tiny pools, few seats, bursts.
 
-Times are whole picoseconds. A case is plain data; `features` says which rules it may go through, everything else stays simple.
+Times are whole picoseconds. A case is plain data; `features` says which rules it may go through, all else stays simple.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FEATURES = (
     "rank_victims", "speculation", "whole_prompts", "threshold", "first_chunk_only", "watermark", "round_robin",
     "least_loaded", "prefix_router", "disaggregated", "closed_loop", "changes", "pool_changes", "order_changes",
 )  # fmt: skip
-"""What a case may be asked for. Rules that exclude each other (two schedulers, two orders) are drawn from those asked for."""
+"""What a case may be asked for. Of rules that exclude each other (two schedulers, two orders) one is drawn."""
 
 SCHEDULERS = ("sarathi", "orca", "static", "llamacpp")
 ORDERS = ("priority", "aging", "sjf", "edf", "vtc")
@@ -158,7 +158,9 @@ def _keys(
     shared = rng.randint(0, full)
     family = rng.choice(families)
     own = tuple((1 << 50) + row * 10_000 + j for j in range(shared, full))
-    return (family[:shared] + own)[: rng.choice([full, full, full // 2])]
+    keys = (family[:shared] + own)[: rng.choice([full, full, full // 2])]
+    # A workload's ids that reach just over the prompt's partial last block are read as "the prompt only".
+    return keys[: prompt // config.block_size] if len(keys) == -(-prompt // config.block_size) else keys
 
 
 def _times(rng: random.Random) -> Times:

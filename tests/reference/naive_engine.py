@@ -103,12 +103,12 @@ class Cluster:
     # --- arrivals and the router ---
 
     def _arrive(self, q: Request, arrival_ps: int) -> None:
-        self.result.totals["arrived"] += 1
         room = self.config.max_model_len - q.prompt
         r = Live(q, arrival_ps, min(q.target, room), min(q.budget, room) if q.budget > 0 else room)
         if room <= 0:
             self.ended(r, arrival_ps, REFUSED_LENGTH, replica=-1)
             return
+        self.result.totals["arrived"] += 1
         self._route(r, self._arrival_pool(), self.config.router, "arrivals").arrive(r)
 
     def _arrival_pool(self) -> list[Replica]:
@@ -163,7 +163,8 @@ class Cluster:
             outcome=outcome,
         )
         self.result.records.append(record)
-        self.result.totals["finished" if outcome == OK else "refused"] += 1
+        if replica >= 0:  # totals are sums over replicas: a refusal by length reached none
+            self.result.totals["finished" if outcome == OK else "refused"] += 1
         self.result.seen["never fits"] += outcome == NEVER_FITS
         self.result.seen["refused length"] += outcome == REFUSED_LENGTH
         for q in self.followers.get(r.row, []):

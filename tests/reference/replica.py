@@ -256,12 +256,12 @@ class Replica:
     def _seat(self, r: Live, now: int, start: int) -> None:
         """Append to running; what the first admission says about the request."""
         self.running.append(r)
-        self.totals["hit_tokens"] += start
         self.seen["prefix hit"] += start > 0
         if r.scheduled_ps >= 0:
             return
         r.scheduled_ps = now
         r.cached_tokens = start
+        self.totals["hit_tokens"] += start
         if isinstance(self.queue, Vtc):
             self.queue.counter[r.request.tenant] += self.config.vtc_in[r.request.tenant] * r.prompt
 
