@@ -495,8 +495,11 @@ class Replica:
             self._take_whole(r, now)
 
     def _plan_llamacpp(self, now: int) -> None:
+        # SPEC: max_num_seqs lowered while running: only the first so many slots take new requests, and only while
+        # fewer run in all.
         while len(self.queue) and len(self.running) < self.config.max_num_seqs:
-            # SPEC: with fewer seats than slots (max_num_seqs lowered) any slot may be used, only fewer at a time.
+            if all(slot.taken for slot in self._usable_slots()):
+                break
             self._take_slot(now)
         for r in self.running:
             if r.decodes:
@@ -509,7 +512,7 @@ class Replica:
 
     def _take_slot(self, now: int) -> None:
         r = self.queue.pop()
-        free = [slot for slot in self.slots if not slot.taken]
+        free = [slot for slot in self._usable_slots() if not slot.taken]
         shared = [self._shared(slot, r) for slot in free]
         if max(shared) > 0:
             slot, run = min(zip(free, shared, strict=True), key=lambda pair: (-pair[1], pair[0].index))
@@ -519,6 +522,9 @@ class Replica:
         r.slot = slot.index
         r.computed = run * self.config.block_size
         self._seat(r, now, r.computed)
+
+    def _usable_slots(self) -> list[Slot]:
+        return self.slots[: self.config.max_num_seqs]
 
     def _shared(self, slot: Slot, r: Live) -> int:
         """Leading blocks the prompt has in common with the sequence in a slot."""
