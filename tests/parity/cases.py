@@ -26,14 +26,29 @@ ORDERS = ("priority", "aging", "sjf", "edf", "vtc")
 
 @dataclass
 class Chunk:
-    """Prefill attention: the same three coefficients, and the same rounding, as the fast engine's kernel."""
+    """Prefill attention with the coefficients of inferencegym.engine.latency, the same sums in the same order.
 
-    coefficients: tuple[float, float, float]
+    The exponent of the p-norm is 1 here: no power is computed, so Python and compiled code round alike.
+    """
+
+    ps_per_pair: float
+    half_tokens: float
+    ps_per_token: float
+    fixed_ps: float
 
     def __call__(self, n: int, past: int) -> int:
         """Time of a chunk of `n` tokens after `past`."""
-        a, b, c = self.coefficients
-        return round(a + b * n + c * n * (2 * past + n))
+        arithmetic = self.ps_per_pair * (n * (past + 0.5 * n)) * ((n + self.half_tokens) / n)
+        reading = self.ps_per_token * (past + n)
+        larger, smaller = max(arithmetic, reading), min(arithmetic, reading)
+        if larger <= 0.0:
+            return round(self.fixed_ps)
+        return round(larger * (1.0 + smaller / larger) + self.fixed_ps)
+
+    @property
+    def coefficients(self) -> list[float]:
+        """As the fast engine takes them."""
+        return [self.ps_per_pair, self.half_tokens, self.ps_per_token, 1.0, self.fixed_ps]
 
 
 @dataclass
@@ -100,8 +115,6 @@ def _config(rng: random.Random, features: set[str]) -> Config:
 def _put_replicas(rng: random.Random, features: set[str], config: Config) -> None:
     routers = {"round_robin": "round_robin", "least_loaded": "least_loaded", "prefix_router": "prefix"}
     asked = [rule for name, rule in routers.items() if name in features]
-    if config.scheduler == "llamacpp" and "prefix" in asked:
-        asked.remove("prefix")
     if asked:
         config.router = rng.choice(asked)
         config.replicas = rng.randint(2, 4)
@@ -170,7 +183,7 @@ def _times(rng: random.Random) -> Times:
     def entries(n: int, most: int) -> list[int]:
         return [rng.randint(1, max(1, most // grid)) * scale * grid for _ in range(n)]
 
-    coefficients = tuple(float(rng.randint(0, 9)) * scale / rng.choice([1, 2, 3]) for _ in range(3))
+    a, b, c = (float(rng.randint(0, 9)) * scale / rng.choice([1, 2, 3]) for _ in range(3))
     return Times(
         lin_ps=_rising(rng, entries(rng.randint(2, 40), 100)),
         head_ps=_rising(rng, entries(rng.randint(2, 10), 20)),
@@ -183,7 +196,7 @@ def _times(rng: random.Random) -> Times:
         link_ps_per_token=rng.choice([0, 1, 40]) * scale,
         link_fixed_ps=rng.choice([0, 50]) * scale,
         layers=rng.choice([1, 2, 32]),
-        chunk=Chunk((coefficients[0], coefficients[1], coefficients[2] / 64)),
+        chunk=Chunk(ps_per_pair=c / 32, half_tokens=rng.choice([0.0, 7.5]), ps_per_token=b / 4, fixed_ps=a),
     )
 
 
@@ -206,15 +219,21 @@ def _changes(rng: random.Random, features: set[str], config: Config) -> list[Cha
                 ("max_num_batched_tokens", least + rng.choice([0, 3, 20, 100])),
             ]
             if config.scheduler in ("vllm", "sarathi"):
-                options += [("long_prefill_token_threshold", rng.choice([0, 2, 9]))]
+                options += [
+                    ("long_prefill_token_threshold", rng.choice([0, 2, 9])),
+                    ("watermark", rng.choice([0.0, 0.1, 0.5])),
+                    ("reserve_full_isl", rng.random() < 0.5),
+                    ("victims", rng.choice(["lifo", "rank"])),
+                    ("preemption", rng.choice(["recompute", "swap", "auto"])),
+                ]
                 if "speculation" in features:
                     options += [("speculation_depth", rng.choice([0, 1, 3, 6]))]
             changes.append((rng.randint(0, 40) * MS, *rng.choice(options)))
     if "pool_changes" in features:
         for _ in range(rng.randint(1, 4)):
             changes.append((rng.randint(0, 40) * MS, "blocks", rng.randint(max(1, config.blocks // 4), config.blocks)))
-    if "order_changes" in features and config.order != "vtc":
+    if "order_changes" in features:
         for _ in range(rng.randint(1, 3)):
-            order = rng.choice(["fcfs", "priority", "aging", "sjf", "edf"])
+            order = rng.choice(["fcfs", "priority", "aging", "sjf", "edf", "vtc"])
             changes.append((rng.randint(0, 40) * MS, "order", order))
     return sorted(changes, key=lambda change: change[0])

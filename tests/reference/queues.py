@@ -6,6 +6,7 @@ Times are in picoseconds; counters are in the units of `vtc_in` and `vtc_out`.
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tests.reference.plain import Config
@@ -109,15 +110,25 @@ class Ranked:
         return self.line.pop(0)
 
 
+@dataclass
+class Ledger:
+    """What each tenant was served.
+
+    SPEC: each replica has its own; it is charged only while the order is vtc and outlives a change to another order.
+    """
+
+    counter: Counter[int] = field(default_factory=Counter)
+    left_last: int | None = None
+
+
 class Vtc:
     """Virtual token counters (Sheng et al., OSDI 2024)."""
 
-    def __init__(self, config: Config, seen: Counter[str]) -> None:
-        self.config = config
+    def __init__(self, ledger: Ledger, seen: Counter[str]) -> None:
+        self.ledger = ledger
+        self.counter = ledger.counter
         self.seen = seen
         self.lines: dict[int, deque[Live]] = {}
-        self.counter: Counter[int] = Counter()  # SPEC: each replica has its own counters, they belong to its queue
-        self.left_last: int | None = None
 
     def __len__(self) -> int:
         return sum(len(line) for line in self.lines.values())
@@ -138,8 +149,8 @@ class Vtc:
         least = self.counter[tenant]
         if waiting:
             least = min(self.counter[t] for t in waiting)
-        elif self.left_last is not None:
-            least = self.counter[self.left_last]
+        elif self.ledger.left_last is not None:
+            least = self.counter[self.ledger.left_last]
         if least > self.counter[tenant]:
             self.seen["vtc lift"] += 1
             self.seen["vtc lift to the last that left"] += not waiting
@@ -159,14 +170,14 @@ class Vtc:
 
     def pop(self) -> Live:
         tenant = self._next_tenant()
-        self.left_last = tenant
+        self.ledger.left_last = tenant
         return self.lines[tenant].popleft()
 
 
-def new_queue(config: Config, seen: Counter[str]) -> Queue:
+def new_queue(config: Config, ledger: Ledger, seen: Counter[str]) -> Queue:
     """The queue that `config.order` asks for."""
     if config.order == "fcfs":
         return Fcfs()
     if config.order == "vtc":
-        return Vtc(config, seen)
+        return Vtc(ledger, seen)
     return Ranked(config)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.reference.kv_pool import Block, KvPool
 from tests.reference.plain import NEVER_FITS, OK, Config, Times, table, uniform
-from tests.reference.queues import Vtc, new_queue, rank
+from tests.reference.queues import Ledger, Vtc, new_queue, rank
 from tests.reference.state import Grant, Live
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Replica:
         self.cluster = cluster
         self.seen = cluster.result.seen
         self.totals = cluster.result.totals
-        self.queue = new_queue(config, self.seen)
+        self.ledger = Ledger()
+        self.queue = new_queue(config, self.ledger, self.seen)
         self.running: list[Live] = []
         caches = config.prefix_caching and config.scheduler in ("vllm", "sarathi")
         self.pool = KvPool(config.blocks, caches)
@@ -69,7 +70,7 @@ class Replica:
         self.pool.resize(config.blocks)
         if config.order != before.order:
             waiting = sorted(self.queue.members(), key=lambda r: (r.arrival_ps, r.row))
-            self.queue = new_queue(config, self.seen)
+            self.queue = new_queue(config, self.ledger, self.seen)
             for r in waiting:
                 self.queue.deliver(r)
 
