@@ -1,0 +1,341 @@
+"""A foreign table on its way to a workload: columns as they came, taken out one by one with errors that name file, row and column.
+
+Rows count from 1, a header not counted. What a column holds is checked here; what it means is checked by `Workload.of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from inferencegym.ground.errors import InputError
+from inferencegym.workload.workload import Floats, Ints, as_floats, as_ints
+
+#: Units that a column's time may be given in.
+TIME_UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Named columns of one length, as Arrow arrays (CSV, Parquet) or Python lists (JSON lines)."""
+
+    file: Path
+    columns: dict[str, pa.ChunkedArray | list[Any]]
+    length: int
+    metadata: dict[str, str]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
+
+    def require(self, *names: str) -> None:
+        """An error that names what is missing and what is there."""
+        for name in names:
+            if name not in self.columns:
+                raise InputError(f"is missing; the file has {', '.join(self.columns) or 'no columns'}", file=self.file, column=name)
+
+    def floats(self, name: str, *, gaps: bool = False) -> Floats:
+        """A column of finite numbers; with `gaps`, NaN may stand where the source does not know."""
+        return self._located(name, _floats_or_nan if gaps else as_floats)
+
+    def ints(self, name: str, as_column: str | None = None) -> Ints:
+        """A column of whole numbers, within the range of the workload column it is for."""
+        return self._located(name, lambda raw, _: as_ints(raw, as_column or name))
+
+    def codes(self, name: str) -> tuple[Ints, tuple[str, ...]]:
+        """A column of names as codes and the list of names, in order of first appearance. An empty name is called 'none'."""
+        self.require(name)
+        column = self.columns[name]
+        if isinstance(column, list):
+            listed = [_text(value, name, row, self.file) for row, value in enumerate(column, 1)]
+            column = pa.chunked_array([pa.array(listed, pa.string())])
+        coded = pc.dictionary_encode(_plain(column)) if not pa.types.is_dictionary(column.type) else column.unify_dictionaries()
+        whole = coded.combine_chunks()
+        whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+        if whole.null_count:
+            whole = pc.dictionary_encode(pc.fill_null(whole.cast(whole.type.value_type), ""))
+        names = tuple(_decoded(value) or "none" for value in whole.dictionary.cast(pa.binary()).to_pylist())
+        return whole.indices.to_numpy(zero_copy_only=False).astype(np.int64), names or ("default",)
+
+    def seconds(self, name: str) -> Floats:
+        """A column of dates and times, as seconds since 1970 (UTC where no zone is given)."""
+        self.require(name)
+        texts = self._texts(name)
+        found = np.empty(self.length)
+        fast = _fast_times(texts)
+        if fast is not None:
+            return fast
+        for i, text in enumerate(texts):
+            found[i] = _one_time(text, self.file, i + 1, name)
+        return found
+
+    def lists(self, name: str) -> tuple[Ints, Ints]:
+        """A column of lists of whole numbers, as offsets and values."""
+        self.require(name)
+        column = self.columns[name]
+        if isinstance(column, list):
+            return _python_lists(column, self.file, name)
+        whole = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+        if not (pa.types.is_list(whole.type) or pa.types.is_large_list(whole.type)) or not pa.types.is_integer(whole.type.value_type):
+            raise InputError(f"holds {whole.type}, not lists of whole numbers", file=self.file, row=1, column=name)
+        if whole.null_count:
+            raise InputError("is empty (null)", file=self.file, row=_first_null(whole), column=name)
+        offsets = whole.offsets.to_numpy().astype(np.int64)
+        values = whole.flatten()
+        if values.null_count:
+            row = int(np.searchsorted(offsets - offsets[0], _first_null(values) - 1, side="right"))
+            raise InputError("has an empty (null) id", file=self.file, row=row, column=name)
+        return offsets - offsets[0], values.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def _located(self, name: str, check: Callable[[npt.NDArray[Any], str], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        self.require(name)
+        try:
+            return check(self._numbers(name), name)
+        except InputError as error:
+            raise InputError(error.problem, file=self.file, row=error.row, column=name) from error
+
+    def _numbers(self, name: str) -> npt.NDArray[Any]:
+        column = self.columns[name]
+        if isinstance(column, list):
+            return _python_numbers(column, self.file, name)
+        column = _plain(column)
+        if column.null_count:
+            raise InputError("is empty", file=self.file, row=_first_null(column), column=name)
+        if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+            return _parsed(column, self.file, name)
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            raise InputError(f"holds {column.type}, not numbers", file=self.file, row=1, column=name)
+        return column.to_numpy()
+
+    def _texts(self, name: str) -> list[str]:
+        column = self.columns[name]
+        values = column if isinstance(column, list) else _plain(column).to_pylist()
+        return [_text(value, name, row, self.file) for row, value in enumerate(values, 1)]
+
+
+# --- out of files -----------------------------------------------------------------------------------------------------
+
+
+def read_csv(path: Path) -> Table:
+    """Every column of a CSV file as text; a row with too few or too many values is an error that names it."""
+    from pyarrow import csv
+
+    broken: list[Any] = []
+
+    def note(row: Any) -> str:
+        broken.append(row)
+        return "skip"  # skipped rows are never used: the error below follows
+
+    _refuse_empty(path)
+    names = csv_header(path)
+    try:
+        found = csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(use_threads=False, encoding="utf8", skip_rows=1, column_names=names),
+            parse_options=csv.ParseOptions(invalid_row_handler=note, newlines_in_values=False),
+            convert_options=csv.ConvertOptions(
+                check_utf8=False, column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise InputError(f"cannot be read as CSV: {error}", file=path) from error
+    if broken:
+        first = broken[0]
+        row = None if first.number is None else first.number - 1
+        expected = f"{first.expected_columns} ({', '.join(names)})"
+        raise InputError(f"has {first.actual_columns} values where the header has {expected}: {first.text[:80]!r}", file=path, row=row)
+    return Table(path, {name: found.column(i) for i, name in enumerate(names)}, found.num_rows, {})
+
+
+def csv_header(path: Path) -> list[str]:
+    """Column names of a CSV file, as its first line has them."""
+    import csv
+
+    with path.open("rb") as file:
+        line = file.readline(1 << 20)
+    try:
+        text = line.decode("utf-8-sig").strip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError("its first line is not text (UTF-8)", file=path) from error
+    names = [name.strip() for name in next(csv.reader([text]), [])]
+    if not names or len(set(names)) < len(names) or "\x00" in text:
+        raise InputError(f"its first line is no header with a name for each column: {text[:80]!r}", file=path)
+    return names
+
+
+def read_json_lines(path: Path) -> Table:
+    """Every field of a JSON-lines file; each line must be an object with the fields of the first."""
+    import msgspec
+
+    _refuse_empty(path)
+    decode = msgspec.json.Decoder().decode
+    rows: list[dict[str, Any]] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise InputError(f"is not JSON: {error}", file=path, row=number) from error
+            if not isinstance(row, dict):
+                raise InputError(f"is no JSON object: {str(row)[:60]}", file=path, row=number)
+            rows.append(row)
+    metadata = {}
+    if rows and "format" in rows[0] and "arrival_s" not in rows[0]:
+        metadata = {str(name): str(value) for name, value in rows.pop(0).items()}
+    columns: dict[str, pa.ChunkedArray | list[Any]] = {}
+    for name in rows[0] if rows else ():
+        columns[name] = [row.get(name, _ABSENT) for row in rows]
+        if _ABSENT in columns[name] and any(value is _ABSENT for value in columns[name]):
+            at = next(i for i, value in enumerate(columns[name]) if value is _ABSENT)
+            raise InputError("is missing in this row", file=path, row=at + 1, column=name)
+    return Table(path, columns, len(rows), metadata)
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Table:
+    """Columns of a Parquet file (all, or those of `columns` that it has)."""
+    import pyarrow.parquet as pq
+
+    _refuse_empty(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            chosen = names if columns is None else [name for name in columns if name in names]
+            found = file.read(columns=chosen)
+            raw = file.schema_arrow.metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"cannot be read as Parquet: {str(error).splitlines()[0]}", file=path) from error
+    metadata = {_decoded(k): _decoded(v) for k, v in raw.items() if k != b"ARROW:schema"}
+    return Table(path, {name: found.column(name) for name in chosen}, found.num_rows, metadata)
+
+
+def parquet_columns(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Column names and file metadata of a Parquet file, without its data."""
+    import pyarrow.parquet as pq
+
+    _refuse_empty(path)
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"cannot be read as Parquet: {str(error).splitlines()[0]}", file=path) from error
+    return schema.names, {_decoded(k): _decoded(v) for k, v in (schema.metadata or {}).items() if k != b"ARROW:schema"}
+
+
+_ABSENT = object()
+
+
+def _refuse_empty(path: Path) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"cannot be opened: {error.strerror}", file=path) from error
+    if size == 0:
+        raise InputError("is empty", file=path)
+
+
+def _floats_or_nan(raw: npt.NDArray[Any], column: str) -> Floats:
+    made = np.array(raw, dtype=np.float64)
+    unknown = np.isnan(made)
+    as_floats(np.where(unknown, 0.0, made), column)
+    return made
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _first_null(column: pa.Array | pa.ChunkedArray) -> int:
+    return int(pc.index(pc.is_null(column), True).as_py()) + 1
+
+
+def _parsed(column: pa.ChunkedArray, file: Path, name: str) -> npt.NDArray[Any]:
+    """Numbers out of text: whole ones as int64 where all are, else float64."""
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            return pc.utf8_trim_whitespace(column.cast(pa.string())).cast(kind).to_numpy()
+        except (pa.ArrowInvalid, UnicodeDecodeError):
+            continue
+    values = column.to_pylist()
+    for row, value in enumerate(values, 1):
+        text = _decoded(value).strip()
+        try:
+            float(text)
+        except ValueError:
+            raise InputError("is empty" if not text else f"{text[:40]!r} is not a number", file=file, row=row, column=name) from None
+    return np.array([float(_decoded(value)) for value in values])
+
+
+def _python_numbers(values: list[Any], file: Path, name: str) -> npt.NDArray[Any]:
+    for row, value in enumerate(values, 1):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            shown = "is empty (null)" if value is None else f"{str(value)[:40]!r} is not a number"
+            raise InputError(shown, file=file, row=row, column=name)
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InputError(f"{value} is too large", file=file, row=row, column=name)
+    return np.array(values, dtype=np.int64 if all(isinstance(value, int) for value in values) else np.float64)
+
+
+def _python_lists(values: list[Any], file: Path, name: str) -> tuple[Ints, Ints]:
+    offsets = np.zeros(len(values) + 1, np.int64)
+    flat: list[int] = []
+    for row, value in enumerate(values, 1):
+        if not isinstance(value, list):
+            raise InputError(f"{str(value)[:40]!r} is not a list", file=file, row=row, column=name)
+        for one in value:
+            if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < 2**63:
+                raise InputError(f"{str(one)[:40]!r} in the list is not a whole number from 0 up", file=file, row=row, column=name)
+        flat.extend(value)
+        offsets[row] = len(flat)
+    return offsets, np.array(flat, dtype=np.int64)
+
+
+def _text(value: Any, column: str, row: int, file: Path) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return _decoded(value)
+    if isinstance(value, str | int | float | datetime):
+        return str(value)
+    raise InputError(f"{str(value)[:40]!r} is not a name", file=file, row=row, column=column)
+
+
+def _decoded(raw: bytes | None) -> str:
+    return "" if raw is None else raw.decode("utf-8", errors="replace") if isinstance(raw, bytes) else str(raw)
+
+
+# --- dates ------------------------------------------------------------------------------------------------------------
+
+
+def _fast_times(texts: list[str]) -> Floats | None:
+    """All at once, where every text is a date and time without a zone, or in UTC."""
+    trimmed = np.array([text[:-6] if text.endswith("+00:00") else text for text in texts], dtype=str)
+    try:
+        stamps = trimmed.astype("datetime64[ns]")
+    except ValueError:
+        return None
+    if np.isnat(stamps).any():
+        return None
+    return stamps.astype(np.int64) / 1e9
+
+
+def _one_time(text: str, file: Path, row: int, column: str) -> float:
+    try:
+        # Python reads up to six digits of a second; sources give seven.
+        head, dot, tail = text.partition(".")
+        digits = len(tail) - len(tail.lstrip("0123456789"))
+        found = datetime.fromisoformat(f"{head}{dot}{tail[: min(digits, 6)]}{tail[digits:]}")
+    except ValueError:
+        raise InputError(f"{text[:40]!r} is not a date and time", file=file, row=row, column=column) from None
+    zoned = found if found.tzinfo is not None else found.replace(tzinfo=timezone.utc)
+    return zoned.timestamp()
