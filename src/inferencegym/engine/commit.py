@@ -14,6 +14,7 @@ from inferencegym.engine.crowd import (
     drop_slot,
     fin_pop,
     gather,
+    in_step,
     join,
     leave,
     next_finish_turn,
@@ -76,8 +77,7 @@ def _commit_crowd(s: State, w: Asked, t: Times, r: int) -> None:
         slot = picked_at(s, r, i)["slot"]
         _finish_before(s, w, r, slot_at(s, r, slot)["seat"])
         stays = slot_at(s, r, slot)["grant"] == 0 or _advance(s, w, t, r, slot)
-        # A recomputed prompt that is one token short decodes too, but its gap is its own: it joins after that token.
-        if stays and decodes(s, r, slot) and slot_at(s, r, slot)["last_ps"] == core["now_ps"]:
+        if stays and decodes(s, r, slot) and in_step(s, r, slot):
             join(s, r, slot)
         elif stays:
             picked_at(s, r, kept)["slot"] = slot

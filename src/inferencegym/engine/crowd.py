@@ -153,6 +153,16 @@ def reserves(scheduler: int) -> bool:
 
 
 @kernel
+def in_step(s: State, r: int, slot: int) -> bool:
+    """Whether an individual that decodes is like the crowd: just emitted a token, holds no look-ahead blocks."""
+    core = core_at(s, r)
+    me = slot_at(s, r, slot)
+    if me["last_ps"] != core["now_ps"]:
+        return False  # it was passed over, or has just recomputed its prompt: its next gap is its own
+    return reserves(core["scheduler"]) or me["blocks"] == blocks_for(me["computed"], core["block_size"])
+
+
+@kernel
 def join(s: State, r: int, slot: int) -> None:
     """An individual that decodes becomes a member of the crowd, as of the current turn."""
     core = core_at(s, r)
@@ -239,10 +249,8 @@ def gather(s: State, r: int) -> None:
     while slot >= 0:
         me = slot_at(s, r, slot)
         if me["state"] != _PADDING and decodes(s, r, slot):
-            if me["last_ps"] != core["now_ps"]:
-                return  # it was passed over: its next gap is its own
-            if not reserves(core["scheduler"]) and me["blocks"] != blocks_for(me["computed"], core["block_size"]):
-                return  # look-ahead blocks are still in hand
+            if not in_step(s, r, slot):
+                return
         slot = me["next"]
     core["crowd"] = 1
     core["picked_len"] = 0

@@ -125,8 +125,10 @@ class Deployment:
             )
         return blocks
 
-    def machine(self, settings: EngineSettings, profile: Profile | None = None, *, factor: float = 1.0) -> Machine:
-        """The engine's view: step-time tables, blocks, seats. `factor` stretches every step (for uncertainty bands)."""
+    def machine(
+        self, settings: EngineSettings, profile: Profile | None = None, *, factor: float = 1.0, extra_step_s: float = 0.0
+    ) -> Machine:
+        """The engine's view: step-time tables, blocks, seats. `factor` and `extra_step_s` stretch and lengthen every step."""
         facts, card = self.model_facts, self.gpu_facts
         profile = profile or load_profile(card.name)
         blocks = self.kv_blocks or self.kv_blocks_that_fit()
@@ -149,6 +151,7 @@ class Deployment:
             max_tokens=max(settings.max_num_batched_tokens or budget, 512),
             max_seqs=max(settings.max_num_seqs or seats, 2),
             factor=factor,
+            extra_step_s=extra_step_s,
             link_bytes_per_s=self.link_gb_per_s * 1e9,
             link_latency_s=self.link_latency_s,
         )

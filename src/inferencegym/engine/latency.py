@@ -1,4 +1,7 @@
-"""Step-time tables as kernels read them. Times in picoseconds."""
+"""Step-time tables as the engine takes them, and the one part of a step that is no table: attention of a prefill chunk.
+
+All times are integer picoseconds, rounded once. `step_time.build_step_times` makes the tables; docs/profiles.md has the formulas.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,39 @@ from inferencegym.ground.jit import kernel
 
 
 class StepTimes(NamedTuple):
+    """What a step costs: lin[T] + head[S] + dec[D] + kv * C + sum of chunks + pre (if any chunk) + k * draft[D] + swap.
+
+    T granted tokens, S requests that emit, D decodes, C their contexts, k draft tokens (docs/scheduling.md, section 6).
+    """
+
     lin_ps: npt.NDArray[np.int64]
+    """Linear layers, elementwise work, communication and overhead, by tokens."""
     head_ps: npt.NDArray[np.int64]
+    """Output layer, by emitting requests."""
     dec_ps: npt.NDArray[np.int64]
+    """What depends on the number of decodes alone."""
     draft_ps: npt.NDArray[np.int64]
+    """One draft token for so many decodes."""
     scalars: npt.NDArray[np.int64]
+    """kv_ps_per_token, pre_ps, swap_ps_per_block, swap_fixed_ps, link_ps_per_token, link_fixed_ps, layers, 0."""
     chunk: npt.NDArray[np.float64]
+    """Coefficients of `chunk_ps`: ps per (query, key) pair, half-efficiency length in tokens, ps per token read, exponent p, fixed ps."""
 
 
 @kernel
-def table_ps(table, i):
-    last = table.shape[0] - 1
-    if i <= last:
-        return table[i]
-    return table[last] + (i - last) * (table[last] - table[last - 1])
+def chunk_ps(chunk: npt.NDArray[np.float64], n: int, past: int) -> int:
+    """Attention of one prefill chunk: n new tokens after `past` that are in the cache already; picoseconds.
 
+    Arithmetic over n * (past + n / 2) pairs, slower for short chunks by n / (n + half), and the read of past + n tokens of KV,
+    put together by a p-norm: whichever is larger, smoothly.
 
-@kernel
-def chunk_ps(chunk, n, past):
-    return np.int64(round(chunk[0] + chunk[1] * n + chunk[2] * n * (2 * past + n)))
+    chunk : float64[5], see StepTimes.chunk, read only
+    """
+    arithmetic = chunk[0] * (n * (past + 0.5 * n)) * ((n + chunk[1]) / n)
+    reading = chunk[2] * (past + n)
+    larger = max(arithmetic, reading)
+    if larger <= 0.0:
+        return int(round(chunk[4]))
+    smaller = min(arithmetic, reading) / larger
+    p = chunk[3]
+    return int(round(larger * (1.0 + smaller**p) ** (1.0 / p) + chunk[4]))
