@@ -7,7 +7,8 @@ import random
 import pytest
 
 from tests.parity.cases import FEATURES, Case, any_features, random_case
-from tests.parity.fast import TOTALS, run_fast
+from tests.parity.corners import CORNERS, cases_in
+from tests.parity.fast import TOTALS, answer, build, run_fast
 from tests.reference.naive_engine import run_naive
 from tests.reference.plain import NaiveResult
 
@@ -44,3 +45,33 @@ def test_rules_mixed(seed: int) -> None:
     for part in range(20):
         rng = random.Random(seed * 1000 + part)
         check(random_case(rng, any_features(rng)))
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+def test_corner_of_the_rules(corner: str) -> None:
+    for seed, case, naive in cases_in(corner, how_many=5):
+        assert difference(case, run_fast(case), naive) == "", f"seed {seed} of '{corner}'"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_windows_make_one_run(seed: int) -> None:
+    """Running to many times, one after the other, says the same as one run."""
+    rng = random.Random(seed)
+    case = random_case(rng, any_features(rng))
+    case.changes = []
+    naive = run_naive(case.requests, case.config, case.times)
+    engine = build(case)
+    stops = sorted(rng.randint(0, max(r.finish_ps for r in naive.records)) for _ in range(20))
+    parts = [engine.run_ps(stop) for stop in stops]
+    assert difference(case, answer(engine, [*parts, engine.run()]), naive) == ""
+    assert engine.done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_many_mixes(seed: int) -> None:
+    for part in range(500):
+        rng = random.Random(f"many {seed} {part}")
+        case = random_case(rng, any_features(rng))
+        naive = run_naive(case.requests, case.config, case.times, case.changes)
+        assert difference(case, run_fast(case), naive) == "", f"part {part}"
