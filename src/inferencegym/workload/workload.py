@@ -1,7 +1,7 @@
 """A workload: what was asked, as equal-length columns sorted by arrival, and the operations that keep its structure.
 
-Times are seconds from the start of the workload, lengths are tokens. Gaps, sessions, `after` links and shared prefixes survive
-every operation here, or the operation says what it gave up.
+Times are seconds from the start of the workload, lengths are tokens. Gaps, sessions, `after` links and shared
+prefixes survive every operation here, or the operation says what it gave up.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Ints32 = npt.NDArray[np.int32]
 Ints16 = npt.NDArray[np.int16]
 Bools = npt.NDArray[np.bool_]
 
-#: Column name to dtype, in the order they are written. The prefix ids stand beside them, as they have no fixed length a row.
+#: Column name to dtype, in the order they are written. The prefix ids stand beside them, as they have no fixed length
+#: a row.
 COLUMNS: dict[str, str] = {
     "arrival_s": "float64",
     "prompt_tokens": "int32",
@@ -48,6 +49,8 @@ RANGES: dict[str, tuple[int, int]] = {
     "kind": (0, 2**15 - 1),
     "session_id": (-1, 2**63 - 1),
     "after": (-1, 2**31 - 2),
+    "prefix_offsets": (0, 2**63 - 1),
+    "prefix_ids": (0, 2**63 - 1),
 }
 #: Columns that are codes of names.
 NAMED = {"tenant": "tenant_names", "slo_class": "slo_class_names", "kind": "kind_names"}
@@ -60,11 +63,15 @@ class Workload:
     """Requests in the order they arrive, a column a field. Make one with `Workload.of`, `read` or `generate`."""
 
     arrival_s: Floats
-    """When the request arrives. For a row that waits for another (`after`), a guess: it arrives `think_s` after that one ends."""
+    """When the request arrives. For a row that waits for another (`after`), a guess: it arrives `think_s` after that
+    one ends.
+    """
     prompt_tokens: Ints32
     """At least 1, unless the request failed at the source."""
     output_tokens: Ints32
-    """The true length of the answer: an oracle that only an executor may read. 0 says that the request failed at the source."""
+    """The true length of the answer: an oracle that only an executor may read. 0 says that the request failed at the
+    source.
+    """
     output_budget_tokens: Ints32
     """The most tokens the caller allows (`max_tokens`); 0 if not given."""
     priority: Ints16
@@ -84,7 +91,9 @@ class Workload:
     prefix_offsets: Ints
     """int64[n+1]: the ids of row i are prefix_ids[prefix_offsets[i] : prefix_offsets[i + 1]]."""
     prefix_ids: Ints
-    """Each id names the WHOLE prefix up to and including its block: equal ids mean equal tokens from the first one on."""
+    """Each id names the WHOLE prefix up to and including its block: equal ids mean equal tokens from the first one
+    on.
+    """
     prefix_block_tokens: int
     """Tokens a block; 0 if no row has ids."""
     tenant_names: tuple[str, ...] = DEFAULT_NAMES
@@ -108,19 +117,26 @@ class Workload:
     ) -> Workload:
         """A checked workload from columns of any number type; columns left out take their defaults.
 
-        Rows out of order are sorted by arrival (ties stay as given), and `after` follows them; with `sort=False` they are an
-        error. Errors name the row as given, counted from 1.
+        Rows out of order are sorted by arrival (ties stay as given), and `after` follows them; with `sort=False` they
+        are an error. Errors name the row as given, counted from 1.
         """
         given = {"arrival_s": arrival_s, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, **optional}
         names = {field.name for field in fields(cls)}
         unknown = sorted(set(given) - names)
         if unknown:
             raise InputError(f"there is no such column; columns are {', '.join(COLUMNS)}", column=unknown[0])
-        columns = _typed({name: given[name] for name in COLUMNS if name in given})
+        columns: dict[str, Any] = _typed({name: given[name] for name in COLUMNS if name in given})
         offsets, ids = _prefixes(given, len(columns["arrival_s"]))
-        rest = {name: given[name] for name in names & set(given) - set(COLUMNS) - {"prefix_offsets", "prefix_ids"}}
-        rest.setdefault("prefix_block_tokens", 0)
-        made = cls(**columns, prefix_offsets=offsets, prefix_ids=ids, **rest)
+        listed = {name: _names(given[name], name) for name in NAMED.values() if name in given}
+        texts = {name: str(given[name]) for name in ("name", "source", "attribution") if name in given}
+        made = cls(
+            **columns,
+            prefix_offsets=offsets,
+            prefix_ids=ids,
+            prefix_block_tokens=_block_tokens(given.get("prefix_block_tokens", 0)),
+            **listed,
+            **texts,
+        )
         _check(made)
         return _sorted(made, sort)
 
@@ -137,8 +153,8 @@ class Workload:
         """Mean requests per second up to the last arrival; 0 where there is no such time."""
         return len(self) / self.duration_s if self.duration_s > 0 else 0.0
 
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """The columns by name, prefixes not among them."""
+    def columns(self) -> dict[str, Any]:
+        """The columns (arrays) by name, prefixes not among them."""
         return {name: getattr(self, name) for name in COLUMNS}
 
     def digest(self) -> str:
@@ -167,8 +183,8 @@ class Workload:
     def take(self, mask: Bools) -> Workload:
         """The rows where `mask` is true.
 
-        A row that waited for one that is gone waits for what that one waited for, and the pauses add up; if there is nothing
-        left to wait for, it arrives at its own `arrival_s`.
+        A row that waited for one that is gone waits for what that one waited for, and the pauses add up; if there is
+        nothing left to wait for, it arrives at its own `arrival_s`.
         """
         keep = np.asarray(mask)
         if keep.dtype != np.bool_ or keep.shape != self.arrival_s.shape:
@@ -197,7 +213,9 @@ class Workload:
         if not 0 <= start_s < end_s:
             raise ConfigError("window", f"{start_s} s to {end_s} s", allowed="0 <= start_s < end_s")
         chosen = self.take((self.arrival_s >= start_s) & (self.arrival_s < end_s))
-        return replace(chosen, arrival_s=chosen.arrival_s - start_s, source=f"{self.source}; {start_s:g} to {end_s:g} s")
+        return replace(
+            chosen, arrival_s=chosen.arrival_s - start_s, source=f"{self.source}; {start_s:g} to {end_s:g} s"
+        )
 
     def thin(self, keep: float, seed: int = 0) -> Workload:
         """A random share of the traffic, at the times it had: whole sessions, and single requests of none."""
@@ -224,27 +242,32 @@ class Workload:
 
         Sessions stay apart. So do prefixes, unless `share_prefixes` says that equal ids mean the same tokens in both.
         """
-        if not at_s >= 0:
+        if not (np.isfinite(at_s) and at_s >= 0):
             raise ConfigError("at_s", f"{at_s}", allowed="0 or more")
         block_tokens = {w.prefix_block_tokens for w in (self, other)} - {0}
         if len(block_tokens) > 1:
-            raise ConfigError("splice", f"prefix blocks of {sorted(block_tokens)} tokens do not go together", allowed="equal sizes")
-        columns = {name: np.concatenate([mine, getattr(other, name)]) for name, mine in self.columns().items()}
+            raise ConfigError(
+                "splice", f"prefix blocks of {sorted(block_tokens)} tokens do not go together", allowed="equal sizes"
+            )
+        columns: dict[str, Any] = {
+            name: np.concatenate([held, getattr(other, name)]) for name, held in self.columns().items()
+        }
         mine = len(self)
+        _in_range(other.arrival_s + at_s)
         columns["arrival_s"][mine:] += at_s
         columns["after"][mine:][other.after >= 0] += mine
-        columns["session_id"][mine:][other.session_id >= 0] += int(self.session_id.max(initial=-1)) + 1
-        names: dict[str, tuple[str, ...]] = {}
+        columns["session_id"] = _apart(self.session_id, other.session_id)
+        names: dict[str, Any] = {}
         for column, listed in NAMED.items():
             names[listed], codes = _merged_names(getattr(self, listed), getattr(other, listed))
             columns[column][mine:] = codes[getattr(other, column)]
-        shift = 0 if share_prefixes else int(self.prefix_ids.max(initial=-1)) + 1 - int(other.prefix_ids.min(initial=0))
+        both_ids = (self.prefix_ids, other.prefix_ids)
         joined = replace(
             self,
             **columns,
             **names,
             prefix_offsets=np.concatenate([self.prefix_offsets, other.prefix_offsets[1:] + self.prefix_offsets[-1]]),
-            prefix_ids=np.concatenate([self.prefix_ids, _shifted(other.prefix_ids, shift)]),
+            prefix_ids=np.concatenate(both_ids) if share_prefixes else _apart(*both_ids),
             prefix_block_tokens=max(block_tokens, default=0),
             name=f"{self.name}+{other.name}",
             source=f"{self.source}; with {other.source} from {at_s:g} s",
@@ -254,6 +277,8 @@ class Workload:
 
     def append(self, other: Workload, gap_s: float = 0.0) -> Workload:
         """The other workload after this one, its time starting `gap_s` after the last arrival here."""
+        if not (np.isfinite(gap_s) and gap_s >= 0):
+            raise ConfigError("gap_s", f"{gap_s}", allowed="0 or more")
         return self.splice(other, self.duration_s + gap_s)
 
 
@@ -288,7 +313,9 @@ def take_ragged(offsets: Ints, values: Ints, rows: Ints) -> tuple[Ints, Ints]:
 
 
 def _typed(given: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """The columns with their dtypes, all of one length; a value that does not fit its dtype is an error, never rounded."""
+    """The columns with their dtypes, all of one length; a value that does not fit its dtype is an error, never
+    rounded.
+    """
     length = None
     made: dict[str, npt.NDArray[Any]] = {}
     for name, values in given.items():
@@ -318,25 +345,61 @@ def as_floats(raw: npt.NDArray[Any], column: str) -> Floats:
 
 
 def as_ints(raw: npt.NDArray[Any], column: str) -> Ints:
-    """Numbers as int64 within the column's range; fractions, NaN and what is out of range are errors that name their row."""
-    if raw.dtype.kind not in "iufb" and len(raw):
-        raise InputError(f"holds {raw.dtype}, not whole numbers", row=1, column=column)
-    low, high = RANGES.get(column, (-(2**63), 2**63 - 1))
-    with np.errstate(invalid="ignore"):
-        bad = ~((raw >= low) & (raw <= high) & (raw == np.floor(raw))) if raw.dtype.kind == "f" else (raw < low) | (raw > high)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise InputError(f"{raw[row]} is not a whole number from {low} to {high}", row=row + 1, column=column)
+    """Numbers as int64 within the column's range."""
+    _check_whole(raw, column)
     made: Ints = raw.astype(np.int64)
     return made
 
 
+def _check_whole(raw: npt.NDArray[Any], column: str) -> None:
+    """Fractions, NaN and what is out of the column's range are errors that name their row."""
+    if raw.dtype.kind not in "iufb" and len(raw):
+        raise InputError(f"holds {raw.dtype}, not whole numbers", row=1, column=column)
+    low, high = RANGES.get(column, (-(2**63), 2**63 - 1))
+    with np.errstate(invalid="ignore"):
+        bad = (
+            # Not `<= high`: the largest int64 is no float64, and would become one that is out of range.
+            ~((raw >= low) & (raw < high + 1) & (raw == np.floor(raw)))
+            if raw.dtype.kind == "f"
+            else (raw < low) | (raw > high)
+        )
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise InputError(f"{raw[row]} is not a whole number from {low} to {high}", row=row + 1, column=column)
+
+
 def _prefixes(given: dict[str, Any], length: int) -> tuple[Ints, Ints]:
-    offsets = np.ascontiguousarray(given.get("prefix_offsets", np.zeros(length + 1)), dtype=np.int64)
-    ids = np.ascontiguousarray(given.get("prefix_ids", np.zeros(0)), dtype=np.int64)
-    if offsets.shape != (length + 1,) or offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 0).any():
-        raise InputError(f"must rise from 0 to {len(ids)} (the number of ids) in {length + 1} values", column="prefix_offsets")
-    return offsets, ids
+    raw_offsets = np.asarray(given.get("prefix_offsets", np.zeros(length + 1, np.int64)))
+    raw_ids = np.asarray(given.get("prefix_ids", np.zeros(0, np.int64)))
+    for name, raw in (("prefix_offsets", raw_offsets), ("prefix_ids", raw_ids)):
+        if raw.ndim != 1:
+            raise InputError(f"must be one-dimensional, not of shape {list(raw.shape)}", column=name)
+    offsets = np.ascontiguousarray(as_ints(raw_offsets, "prefix_offsets"))
+    if offsets.shape != (length + 1,) or offsets[0] != 0 or offsets[-1] != len(raw_ids) or (np.diff(offsets) < 0).any():
+        raise InputError(
+            f"must rise from 0 to {len(raw_ids)} (the number of ids) in {length + 1} values", column="prefix_offsets"
+        )
+    try:
+        _check_whole(raw_ids, "prefix_ids")
+    except InputError as error:
+        # The place among all ids says nothing to a reader; the row that holds it does.
+        row = int(np.searchsorted(offsets, (error.row or 1) - 1, side="right"))
+        raise InputError(error.problem, row=row, column="prefix_ids") from error
+    # Not `as_ints`, which copies: the largest trace has half a gigabyte of ids.
+    return offsets, np.ascontiguousarray(raw_ids, dtype=np.int64)
+
+
+def _block_tokens(given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int | np.integer) or not 0 <= given < 2**31:
+        raise InputError(f"{given!r} is not a whole number from 0 to {2**31 - 1}", column="prefix_block_tokens")
+    return int(given)
+
+
+def _names(given: Any, column: str) -> tuple[str, ...]:
+    listed = () if isinstance(given, str) else tuple(given)
+    if not listed or not all(isinstance(name, str) and name for name in listed) or len(set(listed)) < len(listed):
+        raise InputError(f"{given!r} is not a list of names, none empty and none twice", column=column)
+    return listed
 
 
 def _check(w: Workload) -> None:
@@ -344,9 +407,19 @@ def _check(w: Workload) -> None:
     _first_bad(w.arrival_s < 0, w.arrival_s, "arrival_s", "is negative")
     _first_bad(w.arrival_s > MAX_S, w.arrival_s, "arrival_s", f"s is beyond the engine's clock ({MAX_S:,} s)")
     _first_bad((w.think_s < 0) | (w.think_s > MAX_S), w.think_s, "think_s", f"is not from 0 to {MAX_S:,} s")
-    _first_bad((w.prompt_tokens == 0) & (w.output_tokens > 0), w.prompt_tokens, "prompt_tokens", "where the output is not 0: allowed from 1 up")
+    _first_bad(
+        (w.prompt_tokens == 0) & (w.output_tokens > 0),
+        w.prompt_tokens,
+        "prompt_tokens",
+        "where the output is not 0: allowed from 1 up",
+    )
     budget = w.output_budget_tokens
-    _first_bad((budget > 0) & (budget < w.output_tokens), budget, "output_budget_tokens", "is less than the output; 0 says it is not known")
+    _first_bad(
+        (budget > 0) & (budget < w.output_tokens),
+        budget,
+        "output_budget_tokens",
+        "is less than the output; 0 says it is not known",
+    )
     _first_bad(w.after >= len(w), w.after, "after", f"does not name a row (rows count from 0 here, to {len(w) - 1})")
     _first_bad(w.after == np.arange(len(w)), w.after, "after", "is the row itself (rows count from 0 here)")
     waits = np.flatnonzero(w.after >= 0)
@@ -356,15 +429,24 @@ def _check(w: Workload) -> None:
         raise InputError(f"{w.after[row]} arrives later than the row that waits for it", row=row + 1, column="after")
     for column, names in NAMED.items():
         listed = getattr(w, names)
-        _first_bad(getattr(w, column) >= len(listed), getattr(w, column), column, f"has no name: {names} lists {len(listed)}")
-    if w.prefix_block_tokens < 0 or (w.prefix_block_tokens == 0 and len(w.prefix_ids)):
-        raise InputError(f"{w.prefix_block_tokens}, but there are {len(w.prefix_ids)} prefix ids", column="prefix_block_tokens")
+        _first_bad(
+            getattr(w, column) >= len(listed), getattr(w, column), column, f"has no name: {names} lists {len(listed)}"
+        )
+    if w.prefix_block_tokens == 0 and len(w.prefix_ids):
+        raise InputError(
+            f"{w.prefix_block_tokens}, but there are {len(w.prefix_ids)} prefix ids", column="prefix_block_tokens"
+        )
     if w.prefix_block_tokens:
         size = w.prefix_block_tokens
         most = -(-w.prompt_tokens.astype(np.int64) // size)
         with_output = (w.prompt_tokens.astype(np.int64) + w.output_tokens) // size
         ids = np.diff(w.prefix_offsets)
-        _first_bad(ids > np.maximum(most, with_output), ids, "prefix_ids", f"ids are more than prompt and output have blocks of {size} tokens")
+        _first_bad(
+            ids > np.maximum(most, with_output),
+            ids,
+            "prefix_ids",
+            f"ids are more than prompt and output have blocks of {size} tokens",
+        )
 
 
 def _first_bad(bad: Bools, values: npt.NDArray[Any], column: str, problem: str) -> None:
@@ -384,12 +466,15 @@ def _in_range(arrival_s: Floats) -> Floats:
 def _sorted(w: Workload, allowed: bool) -> Workload:
     backwards = np.diff(w.arrival_s) < 0
     if not backwards.any():
-        _first_bad(w.after >= np.arange(len(w)), w.after, "after", "does not name an earlier row (rows count from 0 here)")
+        _first_bad(
+            w.after >= np.arange(len(w)), w.after, "after", "does not name an earlier row (rows count from 0 here)"
+        )
         return w
     if not allowed:
         row = int(np.argmax(backwards)) + 1
         raise InputError(
-            f"{w.arrival_s[row]} comes after {w.arrival_s[row - 1]}: time runs backwards (ask for sort=True, --sort, to have rows sorted)",
+            f"{w.arrival_s[row]} comes after {w.arrival_s[row - 1]}: time runs backwards "
+            "(ask for sort=True, --sort, to have rows sorted)",
             row=row + 1,
             column="arrival_s",
         )
@@ -427,8 +512,19 @@ def _merged_names(mine: tuple[str, ...], other: tuple[str, ...]) -> tuple[tuple[
     return merged, np.array([merged.index(name) for name in other], np.int64)
 
 
-def _shifted(ids: Ints, shift: int) -> Ints:
-    if len(ids) and shift and int(ids.max()) > 2**63 - 1 - max(shift, 0):
-        # Hashed ids use the whole range: mixing in the shift keeps equal ids equal and moves them all.
-        return (ids ^ np.int64(shift * 0x9E3779B97F4A7C15 & (2**63 - 1))) & np.int64(2**63 - 1)
-    return ids + np.int64(shift) if shift else ids
+def _apart(mine: Ints, other: Ints) -> Ints:
+    """Both runs of numbers in one, the other's moved beyond mine so that none is common; -1, for none, stays."""
+    first_free = int(mine.max(initial=-1)) + 1
+    if first_free + int(other.max(initial=-1)) >= 2**63 - 1:
+        # Hashed numbers fill the whole range and leave no room beyond them.
+        mine, other = _numbered(mine), _numbered(other)
+        first_free = int(mine.max(initial=-1)) + 1
+    return np.concatenate([mine, np.where(other >= 0, other + first_free, other)])
+
+
+def _numbered(values: Ints) -> Ints:
+    """The same numbers equal, but from 0 up without holes; -1 stays."""
+    made = values.copy()
+    held = values >= 0
+    made[held] = np.unique(values[held], return_inverse=True)[1]
+    return made
