@@ -17,6 +17,7 @@ FEATURES = (
     "sarathi", "orca", "static", "llamacpp", "swap", "auto", "prefix", "priority", "aging", "sjf", "edf", "vtc",
     "rank_victims", "speculation", "whole_prompts", "threshold", "first_chunk_only", "watermark", "round_robin",
     "least_loaded", "prefix_router", "disaggregated", "closed_loop", "changes", "pool_changes", "order_changes",
+    "long_answers",
 )  # fmt: skip
 """What a case may be asked for. Of rules that exclude each other (two schedulers, two orders) one is drawn."""
 
@@ -26,29 +27,24 @@ ORDERS = ("priority", "aging", "sjf", "edf", "vtc")
 
 @dataclass
 class Chunk:
-    """Prefill attention with the coefficients of inferencegym.engine.latency, the same sums in the same order.
+    """Prefill attention with the coefficients of inferencegym.engine.latency, the same sums in the same order, so that both round alike."""
 
-    The exponent of the p-norm is 1 here: no power is computed, so Python and compiled code round alike.
-    """
-
-    ps_per_pair: float
+    ps_per_past_pair: float
+    ps_per_new_pair: float
     half_tokens: float
-    ps_per_token: float
-    fixed_ps: float
+    ps_per_past_token: float
+    ps_per_new_token: float
 
     def __call__(self, n: int, past: int) -> int:
         """Time of a chunk of `n` tokens after `past`."""
-        arithmetic = self.ps_per_pair * (n * (past + 0.5 * n)) * ((n + self.half_tokens) / n)
-        reading = self.ps_per_token * (past + n)
-        larger, smaller = max(arithmetic, reading), min(arithmetic, reading)
-        if larger <= 0.0:
-            return round(self.fixed_ps)
-        return round(larger * (1.0 + smaller / larger) + self.fixed_ps)
+        to_past = past * max(self.ps_per_past_pair * n, self.ps_per_past_token)
+        among_new = self.ps_per_new_pair * (0.5 * n * (n + self.half_tokens))
+        return round(to_past + among_new + self.ps_per_new_token * n)
 
     @property
     def coefficients(self) -> list[float]:
         """As the fast engine takes them."""
-        return [self.ps_per_pair, self.half_tokens, self.ps_per_token, 1.0, self.fixed_ps]
+        return [self.ps_per_past_pair, self.ps_per_new_pair, self.half_tokens, self.ps_per_past_token, self.ps_per_new_token]
 
 
 @dataclass
@@ -80,7 +76,7 @@ def _config(rng: random.Random, features: set[str]) -> Config:
     scheduler = _one_of(rng, SCHEDULERS, features, "vllm")
     chunked = "whole_prompts" not in features
     whole = scheduler in ("orca", "static") or (not chunked and scheduler != "llamacpp")
-    length = rng.choice([24, 40, 64, 96])
+    length = rng.choice([400, 1000] if "long_answers" in features else [24, 40, 64, 96])
     block_size = rng.choice([1, 2, 4, 4, 8, 16])
     preempts = scheduler in ("vllm", "sarathi")
     config = Config(
@@ -130,12 +126,12 @@ def _one_of(rng: random.Random, names: tuple[str, ...], features: set[str], othe
 
 
 def _requests(rng: random.Random, features: set[str], config: Config) -> list[Request]:
-    n = rng.randint(5, 40)
+    n = rng.randint(5, 15 if "long_answers" in features else 40)
     spread = rng.choice([0, 200 * US, 5 * MS, 40 * MS])
     arrivals = sorted(rng.randint(0, spread) // US * US for _ in range(n))
     length, closed = config.max_model_len, "closed_loop" in features
     prompts = rng.choice([length // 4, length // 2, length - 1])
-    outputs = rng.choice([2, length // 4, length])
+    outputs = rng.choice([length // 2, length] if "long_answers" in features else [2, length // 4, length])
     families = [tuple(rng.randrange(1 << 40) for _ in range(length // config.block_size)) for _ in range(3)]
     requests = []
     for row in range(n):
@@ -196,7 +192,7 @@ def _times(rng: random.Random) -> Times:
         link_ps_per_token=rng.choice([0, 1, 40]) * scale,
         link_fixed_ps=rng.choice([0, 50]) * scale,
         layers=rng.choice([1, 2, 32]),
-        chunk=Chunk(ps_per_pair=c / 32, half_tokens=rng.choice([0.0, 7.5]), ps_per_token=b / 4, fixed_ps=a),
+        chunk=Chunk(c / 32, c / 24, half_tokens=rng.choice([0.0, 7.5]), ps_per_past_token=b / 4, ps_per_new_token=a / 8),
     )
 
 
