@@ -2,9 +2,9 @@
 
     python runs/ship_fits.py --data ../shared/data
 
-Figures are taken over as they are. Added here, each said in the description's notes: the weight of the slow part of Azure's gaps
-and the minute-by-minute wander of Mooncake's rate (both so that the counts of 60 s vary as the data's do), and the chance chain of
-BurstGPT's API log.
+Figures are taken over as they are. Added here, each said in the description's notes: the weight of the slow part of
+Azure's gaps and the minute-by-minute wander of Mooncake's rate (both so that the counts of 60 s vary as the data's
+do), and the chance chain of BurstGPT's API log.
 """
 
 from __future__ import annotations
@@ -18,7 +18,19 @@ import numpy as np
 
 from inferencegym.workload.fitting import calibrated_copula, wander_of_counts
 from inferencegym.workload.shipped import FOLDER
-from inferencegym.workload.spec import Campaigns, Copula, GridLengths, Hours, Mix, PrefixTree, Spec, Ticks, Traffic, Wander, dump
+from inferencegym.workload.spec import (
+    Campaigns,
+    Copula,
+    GridLengths,
+    Hours,
+    Mix,
+    PrefixTree,
+    Spec,
+    Ticks,
+    Traffic,
+    Wander,
+    dump,
+)
 
 
 def grid(raw: dict) -> GridLengths:
@@ -49,12 +61,16 @@ def azure(raw: dict, name: str, kind: str) -> Spec:
         source=f"{raw['source']}, first 80 % of one hour ({raw['fitted_on']['rows']:,} requests)",
         licence=raw["licence"],
         attribution=raw["attribution"],
-        notes=(f"The slow part of the gaps' memory has weight {now:g} (the autocorrelations alone say {was:g}), "
-               "so that counts in 60 s vary as the data's do.",),
+        notes=(
+            f"The slow part of the gaps' memory has weight {now:g} (the autocorrelations alone say {was:g}), "
+            "so that counts in 60 s vary as the data's do.",
+        ),
         fitted_on=raw["fitted_on"],
-        measured=figures(raw["goodness_of_fit"], raw["corr"] if "corr" in raw else raw["lengths"]["corr"]) | {"rate_rps": arrivals["rate_mean_rps"]} | data,
+        measured=figures(raw["goodness_of_fit"], raw["lengths"].get("corr") or raw["corr"])
+        | {"rate_rps": arrivals["rate_mean_rps"]}
+        | data,
         traffic=(Traffic(kind=kind, gaps=slow, lengths=grid(raw["lengths"]["joint"])),),
-    )  # fmt: skip
+    )
 
 
 def figures(goodness: dict, correlation: dict) -> dict:
@@ -74,7 +90,10 @@ def mooncake(raw: dict, which: str, name: str, kind: str) -> Spec:
     wander = wander_of_counts(counts, 60.0, idc=good["idc_60s_data"])
     notes = ["Stamps lie on ticks, as the source's; set gaps.spread to spread each batch over its tick."]
     if wander is not None:
-        notes.append("The rate wanders minute by minute, gamma, so that counts in 60 s vary as the data's do; batches are Poisson around it.")
+        notes.append(
+            "The rate wanders minute by minute, gamma, so that counts in 60 s vary as the data's do; "
+            "batches are Poisson around it."
+        )
     return Spec(
         name=name,
         source=f"{one['source']} ({one['fitted_on']['rows']:,} requests)",
@@ -84,9 +103,13 @@ def mooncake(raw: dict, which: str, name: str, kind: str) -> Spec:
         fitted_on=one["fitted_on"],
         measured={
             "rate_rps": arrivals["rate_mean_rps"],
-            "ks_prompt": good["ks_prompt"], "ks_output": good["ks_output"], "ks_requests_per_tick": good["ks_requests_per_tick"],
-            "correlation": one["lengths"].get("corr") or good["corr_data"], "idc_60s": good["idc_60s_data"],
-            "hit_rate_tokens": good["infinite_cache_hit_rate_tokens_data"], "hit_rate_blocks": good["infinite_cache_hit_rate_blocks_data"],
+            "ks_prompt": good["ks_prompt"],
+            "ks_output": good["ks_output"],
+            "ks_requests_per_tick": good["ks_requests_per_tick"],
+            "correlation": one["lengths"].get("corr") or good["corr_data"],
+            "idc_60s": good["idc_60s_data"],
+            "hit_rate_tokens": good["infinite_cache_hit_rate_tokens_data"],
+            "hit_rate_blocks": good["infinite_cache_hit_rate_blocks_data"],
         },
         traffic=(
             Traffic(
@@ -105,7 +128,7 @@ def mooncake(raw: dict, which: str, name: str, kind: str) -> Spec:
                 ),
             ),
         ),
-    )  # fmt: skip
+    )
 
 
 def burstgpt(raw: dict) -> Spec:
@@ -117,8 +140,14 @@ def burstgpt(raw: dict) -> Spec:
 
     def mix(log: str) -> tuple[Mix, ...]:
         return tuple(
-            Mix(kind=f"{log} {name.split('|')[0]}", share=one["share_of_rows"], lengths=grid(one["joint"]), failed_share=one["failure_rate"])
-            for name, one in raw["classes"].items() if name.endswith(f"|{log}")
+            Mix(
+                kind=f"{log} {name.split('|')[0]}",
+                share=one["share_of_rows"],
+                lengths=grid(one["joint"]),
+                failed_share=one["failure_rate"],
+            )
+            for name, one in raw["classes"].items()
+            if name.endswith(f"|{log}")
         )
 
     def first(log: str) -> GridLengths:
@@ -136,36 +165,53 @@ def burstgpt(raw: dict) -> Spec:
     )
     return Spec(
         name="burstgpt",
-        source="HPMLL/BurstGPT BurstGPT_1: exact hourly counts of 49 days, 640 rows, and published figures of the whole file",
+        source="HPMLL/BurstGPT BurstGPT_1: hourly counts of 49 days, 640 rows, published figures of the whole file",
         licence=raw["licence"],
         attribution=raw["attribution"],
         notes=(
-            "Starts at midnight of the log's first day. Two logs at once: conversation (a weekly profile) and API (rare, heavy campaigns).",
-            "Lengths of the API log rest on published medians and 90th percentiles, and its prompt-output dependence is assumed.",
-            "Whether an hour sees API calls follows a normal score with memory 0.8, which keeps active hours together as in the data.",
+            "Starts at midnight of the log's first day. Two logs at once: conversation (a weekly profile) and API "
+            "(rare, heavy campaigns).",
+            "Lengths of the API log rest on published medians and 90th percentiles; their dependence is assumed.",
+            "Whether an hour sees API calls follows a normal score with memory 0.8, which keeps active hours together.",
         ),
         fitted_on={"hours": 1176, "rows": 640},
-        measured={"mean_total_tokens": 733.9} | {k: measured[k] for k in ("conv_mean_per_hour", "api_mean_per_hour", "api_active_share", "conv_hour_cv", "api_hour_cv")} | whole,
+        measured={"mean_total_tokens": 733.9}
+        | {name: value for name, value in measured.items() if not name.startswith("ks_")}
+        | whole,
         traffic=(
             Traffic(
-                kind="conversation", lengths=first("conversation"), mix=mix("conversation"), whole_seconds=True,
+                kind="conversation",
+                lengths=first("conversation"),
+                mix=mix("conversation"),
+                whole_seconds=True,
                 rate_rps=measured["conv_mean_per_hour"] / 3600.0,
                 rate=(
                     Hours(levels=week),
-                    Wander(every_s=3600.0, gamma_shape=talk["hour_multiplier_gamma_shape"], memory=talk["log_residual_acf_lags_1_2_3_6_24"][0]),
+                    Wander(
+                        every_s=3600.0,
+                        gamma_shape=talk["hour_multiplier_gamma_shape"],
+                        memory=talk["log_residual_acf_lags_1_2_3_6_24"][0],
+                    ),
                     Wander(every_s=60.0, gamma_shape=talk["minute_multiplier_gamma_shape"]),
                 ),
             ),
             Traffic(
-                kind="api", lengths=first("api"), mix=mix("api"), whole_seconds=True,
+                kind="api",
+                lengths=first("api"),
+                mix=mix("api"),
+                whole_seconds=True,
                 rate_rps=measured["api_mean_per_hour"] / 3600.0,
                 rate=(
                     campaigns,
-                    Wander(every_s=60.0, gamma_shape=api["minute_multiplier_gamma_shape"], memory=api["minute_multiplier_lag1"]),
+                    Wander(
+                        every_s=60.0,
+                        gamma_shape=api["minute_multiplier_gamma_shape"],
+                        memory=api["minute_multiplier_lag1"],
+                    ),
                 ),
             ),
         ),
-    )  # fmt: skip
+    )
 
 
 def main() -> None:

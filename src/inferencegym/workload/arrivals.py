@@ -1,7 +1,8 @@
-"""When requests come: a law of gaps on a clock that runs as fast as the rate says, which keeps bursts and moves them together.
+"""When requests come: a law of gaps on a clock that runs as fast as the rate says, which keeps bursts and moves them
+together.
 
-Gaps are drawn with a mean of 1 on that clock; where the rate is high it runs fast. For Poisson gaps this is exactly a Poisson
-process of the moving rate. Times are seconds, rates requests per second.
+Gaps are drawn with a mean of 1 on that clock; where the rate is high it runs fast. For Poisson gaps this is exactly a
+Poisson process of the moving rate. Times are seconds, rates requests per second.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from inferencegym.ground.rng import stream
-from inferencegym.workload.chance import from_grid, from_log_grid, log_grid_mean, normal_cdf, normal_quantile, with_memory
+from inferencegym.workload.chance import (
+    from_grid,
+    from_log_grid,
+    log_grid_mean,
+    normal_cdf,
+    normal_quantile,
+    with_memory,
+)
 from inferencegym.workload.spec import (
     Campaigns,
     Copula,
@@ -158,7 +166,7 @@ def _steps(shape: RateShape, rng: np.random.Generator, until_s: float) -> Steps:
 
 
 def _even(levels: Floats, every_s: float) -> Steps:
-    return Steps(np.arange(len(levels) + 1) * every_s, levels)
+    return Steps(np.arange(len(levels) + 1, dtype=np.float64) * every_s, levels)
 
 
 def _repeated(levels: Floats, every_s: float, until_s: float) -> Steps:
@@ -193,7 +201,10 @@ def _spikes(shape: Spikes, rng: np.random.Generator, until_s: float) -> Steps:
     # Poisson spikes that overlap merge: a share of exp(-lasting / every) of the time is outside of any.
     outside = float(np.exp(-shape.lasting_s / shape.every_s))
     calm = 1.0 / (outside + (1.0 - outside) * shape.factor)
-    start_s = np.sort(rng.random(rng.poisson((until_s + shape.lasting_s) / shape.every_s)) * (until_s + shape.lasting_s)) - shape.lasting_s
+    start_s = (
+        np.sort(rng.random(rng.poisson((until_s + shape.lasting_s) / shape.every_s)) * (until_s + shape.lasting_s))
+        - shape.lasting_s
+    )
     edge_s = np.unique(np.clip(np.concatenate([[0.0, until_s], start_s, start_s + shape.lasting_s]), 0.0, until_s))
     middle_s = (edge_s[1:] + edge_s[:-1]) / 2
     started = np.searchsorted(start_s, middle_s, side="right")
@@ -209,6 +220,8 @@ def _campaigns(shape: Campaigns, rng: np.random.Generator, until_s: float) -> St
     threshold = normal_quantile(np.clip(wanted, 1e-9, 1 - 1e-9).tolist())
     active = with_memory(np.ascontiguousarray(noise[:, 0]), shape.active_memory) < threshold
     share = normal_cdf(with_memory(np.ascontiguousarray(noise[:, 1]), shape.residual_memory))
-    log_count = np.asarray(shape.log_count_by_hour)[of_day] + from_grid(share, shape.log_residual_probs, shape.log_residual_q)
+    log_count = np.asarray(shape.log_count_by_hour)[of_day] + from_grid(
+        share, shape.log_residual_probs, shape.log_residual_q
+    )
     count = np.where(active, np.minimum(np.exp(log_count), shape.most_per_hour), 0.0)
     return _even(count / shape.mean_per_hour, 3600.0)

@@ -1,6 +1,8 @@
-"""Draws that several parts share: values from a quantile grid, the normal law's two directions, and series with a memory.
+"""Draws that several parts share: values from a quantile grid, the normal law's two directions, and series with a
+memory.
 
-Everything is vectorised NumPy and takes its generator as an argument. No units: what a grid holds is its owner's affair.
+Everything is vectorised NumPy and takes its generator as an argument. No units: what a grid holds is its owner's
+affair.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from inferencegym.workload.workload import Floats
+from inferencegym.workload.workload import Floats, Ints
 
 _SQRT_HALF = sqrt(0.5)
 
@@ -28,7 +30,8 @@ def normal_quantile(shares: Iterable[float]) -> Floats:
 
 def from_grid(u: Floats, probs: Sequence[float], quantiles: Sequence[float]) -> Floats:
     """Values at the shares u of a law given by its quantiles at `probs`, straight lines between them."""
-    return np.interp(u, probs, quantiles)
+    found: Floats = np.interp(u, probs, quantiles)
+    return found
 
 
 def from_log_grid(u: Floats, probs: Sequence[float], quantiles: Sequence[float]) -> Floats:
@@ -68,7 +71,8 @@ def correlated(rng: np.random.Generator, z: Floats, correlation: float) -> Float
     return correlation * z + sqrt(1.0 - correlation * correlation) * rng.standard_normal(len(z))
 
 
-def choose(rng: np.random.Generator, shares: Sequence[float], size: int) -> np.ndarray:
+def choose(rng: np.random.Generator, shares: Sequence[float], size: int) -> Ints:
     """Indices drawn in proportion to `shares`."""
     bounds = np.cumsum(np.asarray(shares, dtype=np.float64))
-    return np.minimum(np.searchsorted(bounds, rng.random(size) * bounds[-1], side="right"), len(shares) - 1)
+    found: Ints = np.minimum(np.searchsorted(bounds, rng.random(size) * bounds[-1], side="right"), len(shares) - 1)
+    return found

@@ -1,4 +1,5 @@
-"""What a workload looks like in figures: rates, burstiness, lengths, sessions, and what an endless prefix cache would find.
+"""What a workload looks like in figures: rates, burstiness, lengths, sessions, and what an endless prefix cache would
+find.
 
 Times are seconds, lengths tokens, rates requests per second.
 """
@@ -33,8 +34,12 @@ def describe(w: Workload) -> dict[str, Any]:
         "sessions": _sessions(w),
         "prefixes": _prefixes(w),
     }
-    for column, names in (("kinds", w.kind_names), ("tenants", w.tenant_names), ("slo_classes", w.slo_class_names)):
-        codes = {"kinds": w.kind, "tenants": w.tenant, "slo_classes": w.slo_class}[column]
+    named: tuple[tuple[str, npt.NDArray[Any], tuple[str, ...]], ...] = (
+        ("kinds", w.kind, w.kind_names),
+        ("tenants", w.tenant, w.tenant_names),
+        ("slo_classes", w.slo_class, w.slo_class_names),
+    )
+    for column, codes, names in named:
         counts = np.bincount(codes, minlength=len(names))
         figures[column] = {name: int(counts[i]) for i, name in enumerate(names) if counts[i]}
     return figures
@@ -79,8 +84,10 @@ def _correlation(w: Workload) -> dict[str, float] | None:
     prompt, output = w.prompt_tokens[served].astype(float), w.output_tokens[served].astype(float)
     if len(prompt) < 2 or prompt.std() == 0 or output.std() == 0:
         return None
-    ranks = [_ranks(values) for values in (prompt, output)]
-    return {"pearson": float(np.corrcoef(prompt, output)[0, 1]), "spearman": float(np.corrcoef(*ranks)[0, 1])}
+    return {
+        "pearson": float(np.corrcoef(prompt, output)[0, 1]),
+        "spearman": float(np.corrcoef(_ranks(prompt), _ranks(output))[0, 1]),
+    }
 
 
 def _ranks(values: Floats) -> Floats:

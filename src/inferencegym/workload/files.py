@@ -1,4 +1,5 @@
-"""Our own file format: one Parquet table (or JSON lines at the edges) that holds a workload whole, with where it comes from.
+"""Our own file format: one Parquet table (or JSON lines at the edges) that holds a workload whole, with where it
+comes from.
 
 Format `inferencegym.workload`, version 1; `docs/workloads.md` lists the columns. Times are seconds, lengths tokens.
 """
@@ -26,9 +27,14 @@ _ROWS_A_GROUP = 65_536
 
 
 def write(workload: Workload, path: str | Path) -> Path:
-    """Write `.parquet` or `.jsonl`. The file appears whole or not at all. Columns that hold their default throughout are left out."""
+    """Write `.parquet` or `.jsonl`. The file appears whole or not at all. Columns that hold their default throughout
+    are left out.
+    """
     target = Path(path)
-    writers: dict[str, Callable[[Workload, IO[bytes]], None]] = {".parquet": _write_parquet, ".jsonl": _write_json_lines}
+    writers: dict[str, Callable[[Workload, IO[bytes]], None]] = {
+        ".parquet": _write_parquet,
+        ".jsonl": _write_json_lines,
+    }
     writer = writers.get(target.suffix)
     if writer is None:
         raise ConfigError("path", f"'{target.name}' ends in '{target.suffix}'", allowed=" or ".join(writers))
@@ -65,7 +71,9 @@ def from_table(table: Table) -> Workload:
     """A workload from a table in our format."""
     meta = table.metadata
     if meta.get("version") != str(FORMAT_VERSION):
-        raise InputError(f"is {FORMAT} version {meta.get('version')}; this package reads version {FORMAT_VERSION}", file=table.file)
+        raise InputError(
+            f"is {FORMAT} version {meta.get('version')}; this package reads version {FORMAT_VERSION}", file=table.file
+        )
     table.require("arrival_s", "prompt_tokens", "output_tokens")
     columns: dict[str, Any] = {}
     for name, dtype in COLUMNS.items():
@@ -127,7 +135,9 @@ def _write_parquet(w: Workload, file: IO[bytes]) -> None:
 
     arrays: dict[str, Any] = {}
     for name, column, names in _said(w):
-        arrays[name] = pa.array(column) if names is None else pa.DictionaryArray.from_arrays(column.astype(np.int32), list(names))
+        arrays[name] = (
+            pa.array(column) if names is None else pa.DictionaryArray.from_arrays(column.astype(np.int32), list(names))
+        )
     if w.prefix_block_tokens:
         arrays["prefix_ids"] = pa.LargeListArray.from_arrays(w.prefix_offsets, w.prefix_ids)
     table = pa.table(arrays).replace_schema_metadata(_metadata(w))
@@ -138,7 +148,9 @@ def _write_json_lines(w: Workload, file: IO[bytes]) -> None:
     file.write(json.dumps(_metadata(w), ensure_ascii=False).encode() + b"\n")
     said = list(_said(w))
     for row in range(len(w)):
-        line: dict[str, Any] = {name: column[row].item() if names is None else names[column[row]] for name, column, names in said}
+        line: dict[str, Any] = {
+            name: column[row].item() if names is None else names[column[row]] for name, column, names in said
+        }
         if w.prefix_block_tokens:
             line["prefix_ids"] = w.prefix_of(row).tolist()
         file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -47,7 +47,8 @@ def find(path_or_name: str | Path) -> Path:
         return traces[path_or_name]
     if path_or_name in names():
         raise InputError(
-            f"'{path_or_name}' is a description, not a file of requests: use inferencegym.generate('{path_or_name}', duration_s=3600)"
+            f"'{path_or_name}' is a description, not a file of requests: "
+            f"use inferencegym.generate('{path_or_name}', duration_s=3600)"
         )
-    hint = "" if os.environ.get(VARIABLE) else f" (set {VARIABLE} to the folder that holds trace files)"
-    raise UnknownNameError("trace" + hint, path_or_name, (*traces, *names()))
+    hint = () if os.environ.get(VARIABLE) else (f"files in the folder that {VARIABLE} names (it is not set)",)
+    raise UnknownNameError("trace", path_or_name, (*traces, *names(), *hint))

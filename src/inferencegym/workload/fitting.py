@@ -1,6 +1,7 @@
 """A description out of a workload: quantile grids of lengths and gaps, the gaps' memory, and how prefixes are shared.
 
-What comes out generates workloads of any length and rate; no row of the original is in it. Times are seconds, lengths tokens.
+What comes out generates workloads of any length and rate; no row of the original is in it. Times are seconds, lengths
+tokens.
 """
 
 from __future__ import annotations
@@ -14,15 +15,28 @@ import numpy.typing as npt
 from inferencegym.ground.errors import InputError
 from inferencegym.ground.rng import stream
 from inferencegym.workload.arrivals import scores
-from inferencegym.workload.chance import from_log_grid, normal_cdf, normal_quantile
+from inferencegym.workload.chance import from_log_grid, log_grid_mean, normal_cdf, normal_quantile
 from inferencegym.workload.describe import describe, dispersion
 from inferencegym.workload.generate import generate
 from inferencegym.workload.prefixes import endless_cache
 from inferencegym.workload.spec import Class, Copula, GridLengths, PrefixTree, Spec, Tenant, Ticks, Traffic, Wander
-from inferencegym.workload.workload import Floats, Ints, Workload
+from inferencegym.workload.workload import Floats, Ints, Ints32, Workload
 
 #: Every half per cent, and closer at the ends.
-PROMPT_PROBS = (0.0, 0.0005, 0.001, 0.0025, *(i / 200 for i in range(1, 199)), 0.99, 0.9925, 0.995, 0.9975, 0.999, 0.9995, 1.0)
+PROMPT_PROBS = (
+    0.0,
+    0.0005,
+    0.001,
+    0.0025,
+    *(i / 200 for i in range(1, 198)),
+    0.99,
+    0.9925,
+    0.995,
+    0.9975,
+    0.999,
+    0.9995,
+    1.0,
+)
 OUTPUT_PROBS = (0.0, 0.005, 0.01, *(i / 50 for i in range(1, 50)), 0.99, 0.995, 1.0)
 GAP_PROBS = (
     0.0, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, *(i / 40 for i in range(2, 39)),
@@ -36,13 +50,17 @@ _MOST_BINS = 16
 _SHORTEST_GAP_S = 1e-6
 _LAGS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 75, 100)
 _REPEATS = 24
+#: Gaps drawn to see how counts vary: a long trace needs fewer repeats.
+_MOST_DRAWN = 200_000
 
 
 def fit(w: Workload) -> Spec:
     """A description whose workloads resemble this one; sessions are not modelled, prefixes are (the notes say so)."""
     served, failed = w.servable()
     if len(served) < _LEAST_REQUESTS:
-        raise InputError(f"{w.name}: {len(served)} requests with an answer are too few to fit; it takes {_LEAST_REQUESTS} or more")
+        raise InputError(
+            f"{w.name}: {len(served)} requests with an answer are too few to fit; it takes {_LEAST_REQUESTS} or more"
+        )
     if w.duration_s <= 0:
         raise InputError(f"{w.name}: all requests arrive at once; there is nothing to fit arrivals on")
     figures = describe(w)
@@ -50,7 +68,9 @@ def fit(w: Workload) -> Spec:
     bins = int(np.clip(len(served) // _BIN_REQUESTS, 1, _MOST_BINS))
     notes = []
     if figures["sessions"] is not None:
-        notes.append("The original has sessions; here requests come one by one and share prefixes only as `prefixes` says.")
+        notes.append(
+            "The original has sessions; here requests come one by one and share prefixes only as `prefixes` says."
+        )
     traffic = Traffic(
         kind=w.kind_names[0] if len(w.kind_names) == 1 else "mixed",
         gaps=gaps,
@@ -80,7 +100,9 @@ def quantile_grid(values: npt.NDArray[np.number], probs: tuple[float, ...], digi
 
 
 def calibrated_copula(law: Copula, *, idc_60s: float, duration_s: float) -> Copula:
-    """The law with the weight of its slowest part changed so that counts in 60 s vary as they should, in the median of repeats."""
+    """The law with the weight of its slowest part changed so that counts in 60 s vary as they should, in the median
+    of repeats.
+    """
     room = 1.0 - sum(law.weights[:-1])
     low, high = 0.0, 0.95 * room
     for _ in range(12):
@@ -99,13 +121,19 @@ def wander_of_counts(counts: Floats, every_s: float, *, idc: float | None = None
     centred = counts - mean
     # Poisson noise adds to the variance but not to the covariance with the next window.
     next_to = float(np.mean(centred[1:] * centred[:-1]) / (mean * (wanted - 1.0)))
-    return Wander(every_s=every_s, gamma_shape=float(f"{mean / (wanted - 1.0):.4g}"), memory=float(np.clip(round(next_to, 3), 0.0, 0.95)))
+    return Wander(
+        every_s=every_s,
+        gamma_shape=float(f"{mean / (wanted - 1.0):.4g}"),
+        memory=float(np.clip(round(next_to, 3), 0.0, 0.95)),
+    )
 
 
 def _median_idc(law: Copula, duration_s: float) -> float:
     found = []
-    for seed in range(_REPEATS):
-        size = int(1.6 * duration_s / from_log_grid(np.linspace(0.0005, 0.9995, 1000), law.probs, law.gap_q_s).mean())
+    mean_gap_s = log_grid_mean(law.probs, law.gap_q_s)
+    duration_s = min(duration_s, _MOST_DRAWN * mean_gap_s)
+    size = int(1.6 * duration_s / mean_gap_s)
+    for seed in range(int(np.clip(_MOST_DRAWN * 5 // size, 4, _REPEATS))):
         score = normal_cdf(scores(law, stream(seed, "fitting.idc"), size))
         arrival_s = np.cumsum(from_log_grid(score, law.probs, law.gap_q_s))
         found.append(dispersion(arrival_s[arrival_s < duration_s], 60.0) or 0.0)
@@ -119,7 +147,9 @@ def _arrivals(w: Workload) -> tuple[Copula | Ticks, tuple[Wander, ...]]:
     tick_s = tick_of(w.arrival_s)
     if tick_s is not None:
         minutes = int(w.duration_s // 60)
-        counts = np.bincount((w.arrival_s[w.arrival_s < minutes * 60] // 60).astype(np.int64), minlength=minutes).astype(float)
+        counts = np.bincount(
+            (w.arrival_s[w.arrival_s < minutes * 60] // 60).astype(np.int64), minlength=minutes
+        ).astype(float)
         wander = wander_of_counts(counts, 60.0) if minutes else None
         return Ticks(tick_s=tick_s), () if wander is None else (wander,)
     return _copula(w), ()
@@ -149,7 +179,9 @@ def _copula(w: Workload) -> Copula:
 
 
 def _two_parts(lags: list[int], memory: list[float]) -> dict[str, tuple[float, ...]]:
-    """Weights and phis of a quick and a slow AR(1) whose autocorrelation w1 phi1^k + w2 phi2^k is nearest to the measured one."""
+    """Weights and phis of a quick and a slow AR(1) whose autocorrelation w1 phi1^k + w2 phi2^k is nearest to the
+    measured one.
+    """
     k = np.array(lags, dtype=float)
     wanted = np.array(memory)
     best, found = np.inf, (0.0, 0.0, 0.3, 0.98)
@@ -188,15 +220,21 @@ def _tree(w: Workload, bins: int) -> PrefixTree | None:
     lags_s = _lags(w, reuse.hit_blocks)
     first, counts = np.unique(w.prefix_ids[w.prefix_offsets[:-1][has]], return_counts=True)
     common = counts[counts >= len(w) / 20]
-    return PrefixTree(
-        block_tokens=w.prefix_block_tokens,
-        matched_probs=SHARE_PROBS,
-        matched_q=tuple(quantile_grid(share[part], SHARE_PROBS, 4) for part in np.array_split(order, bins)),
-        lag_probs=SHARE_PROBS,
-        lag_q_s=quantile_grid(lags_s, SHARE_PROBS, 4) if len(lags_s) else (0.0,) * len(SHARE_PROBS),
-        # Only where a few first blocks begin all the traffic; else every first block is one of its own or copied.
-        first_block_shares=tuple(float(f"{c / common.sum():.4g}") for c in common) if common.sum() > 0.95 * has.sum() > 0 else (),
-    ) if len(first) else None
+    return (
+        PrefixTree(
+            block_tokens=w.prefix_block_tokens,
+            matched_probs=SHARE_PROBS,
+            matched_q=tuple(quantile_grid(share[part], SHARE_PROBS, 4) for part in np.array_split(order, bins)),
+            lag_probs=SHARE_PROBS,
+            lag_q_s=quantile_grid(lags_s, SHARE_PROBS, 4) if len(lags_s) else (0.0,) * len(SHARE_PROBS),
+            # Only where a few first blocks begin all the traffic; else every first block is one of its own or copied.
+            first_block_shares=tuple(float(f"{c / common.sum():.4g}") for c in common)
+            if common.sum() > 0.95 * has.sum() > 0
+            else (),
+        )
+        if len(first)
+        else None
+    )
 
 
 def _lags(w: Workload, hits: Ints) -> Floats:
@@ -213,10 +251,11 @@ def _lags(w: Workload, hits: Ints) -> Floats:
     place = np.searchsorted(key, names[start].astype(np.int64) * len(w) + rows)
     before = np.maximum(place - 1, 0)
     sound = (place > 0) & (sorted_ids[before] == deepest)
-    return w.arrival_s[rows[sound]] - w.arrival_s[sorted_rows[before[sound]]]
+    ago_s: Floats = w.arrival_s[rows[sound]] - w.arrival_s[sorted_rows[before[sound]]]
+    return ago_s
 
 
-def _shares(kind: type[Tenant], codes: Ints, names: tuple[str, ...]) -> tuple[Tenant, ...]:
+def _shares(kind: type[Tenant], codes: Ints32, names: tuple[str, ...]) -> tuple[Tenant, ...]:
     counts = np.bincount(codes, minlength=len(names))
     if np.count_nonzero(counts) < 2:
         return ()
@@ -243,7 +282,8 @@ def _measured(figures: dict[str, object]) -> dict[str, object]:
     return found
 
 
-# --- how good a description is ------------------------------------------------------------------------------------------
+# --- how good a description is
+# ------------------------------------------------------------------------------------------
 
 
 def distance(one: npt.NDArray[np.number], other: npt.NDArray[np.number]) -> float:
@@ -256,7 +296,9 @@ def distance(one: npt.NDArray[np.number], other: npt.NDArray[np.number]) -> floa
 
 
 def compare(spec: Spec, w: Workload, seed: int = 0) -> dict[str, float]:
-    """A generated workload of the same size beside the original: distances of lengths and gaps, and the limit for chance alone."""
+    """A generated workload of the same size beside the original: distances of lengths and gaps, and the limit for
+    chance alone.
+    """
     served, _ = w.servable()
     made, _ = generate(spec, seed=seed, requests=len(w)).servable()
     return {

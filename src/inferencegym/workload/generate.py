@@ -1,6 +1,7 @@
 """Workloads out of descriptions and a seed: the same description, seed and size give the same requests, to the bit.
 
-Each part draws from a named stream of its own, so changing lengths leaves arrivals as they were. Times are seconds, lengths tokens.
+Each part draws from a named stream of its own, so changing lengths leaves arrivals as they were. Times are seconds,
+lengths tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from inferencegym.workload.spec import (
     Even,
     Gamma,
     GapLaw,
-    LengthLaw,
     Poisson,
     Spec,
     Ticks,
@@ -54,7 +54,8 @@ def generate(
     what : a shipped description's name (`names()`), a TOML or JSON file, a `Spec`, or the plain data of one
     duration_s, requests : how much; one of the two
     rate_rps, rate_scale : mean rate of all traffic together, or a factor on the described one; the pattern is kept
-    arrivals : another law of gaps at the described mean rate, without its moves: "poisson", "even" or one of `spec.GapLaw`
+    arrivals : another law of gaps at the described mean rate, without its moves: "poisson", "even" or one of
+    `spec.GapLaw`
     """
     spec = resolve(what)
     if arrivals is not None:
@@ -95,11 +96,16 @@ def _with_arrivals(spec: Spec, arrivals: str | GapLaw) -> Spec:
 
     if isinstance(arrivals, str):
         if arrivals not in PLAIN_ARRIVALS:
-            raise ConfigError("arrivals", f"'{arrivals}'", allowed=f"{', '.join(PLAIN_ARRIVALS)}, or a law of inferencegym.workload.spec")
+            raise ConfigError(
+                "arrivals",
+                f"'{arrivals}'",
+                allowed=f"{', '.join(PLAIN_ARRIVALS)}, or a law of inferencegym.workload.spec",
+            )
         arrivals = PLAIN_ARRIVALS[arrivals]
     assert isinstance(arrivals, Poisson | Gamma | Weibull | Even | Copula | Ticks), f"not a law of gaps: {arrivals}"
     traffic = tuple(
-        msgspec.structs.replace(one, gaps=arrivals, rate=(), rate_rps=own_rate_rps(one), whole_seconds=False) for one in spec.traffic
+        msgspec.structs.replace(one, gaps=arrivals, rate=(), rate_rps=own_rate_rps(one), whole_seconds=False)
+        for one in spec.traffic
     )
     return msgspec.structs.replace(spec, traffic=traffic)
 
@@ -127,7 +133,9 @@ def _draw_requests(spec: Spec, scale: float, seed: int, requests: int) -> Worklo
 def _draw(spec: Spec, scale: float, seed: int, duration_s: float) -> Workload:
     expected = mean_rate_rps(spec) * scale * duration_s
     if expected > _MOST_REQUESTS:
-        raise ConfigError("duration_s", f"asks for about {expected:.3g} requests", allowed=f"at most {_MOST_REQUESTS:,}")
+        raise ConfigError(
+            "duration_s", f"asks for about {expected:.3g} requests", allowed=f"at most {_MOST_REQUESTS:,}"
+        )
     parts = [_draw_traffic(one, scale, seed, f"workload.{i}", duration_s) for i, one in enumerate(spec.traffic)]
     whole = parts[0]
     for part in parts[1:]:

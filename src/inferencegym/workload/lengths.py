@@ -1,4 +1,6 @@
-"""How long prompts and answers are: fixed, uniform, lognormal or measured laws, with the dependence between the two. Tokens."""
+"""How long prompts and answers are: fixed, uniform, lognormal or measured laws, with the dependence between the two.
+Tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from inferencegym.workload.chance import correlated, from_grid, normal_cdf, norm
 from inferencegym.workload.spec import FixedLengths, GridLengths, LengthLaw, LognormalLengths, UniformLengths
 from inferencegym.workload.workload import Floats, Ints
 
-#: Share of draws of a lognormal law that must fit under its maxima; below that the maxima, not the law, would make the lengths.
+#: Share of draws of a lognormal law that must fit under its maxima; below that the maxima, not the law, would make
+#: the lengths.
 _LEAST_FIT = 0.01
 
 

@@ -1,4 +1,6 @@
-"""Any table whose columns a person names: our column -> the file's, with the unit of times. Times become seconds, lengths are tokens."""
+"""Any table whose columns a person names: our column -> the file's, with the unit of times. Times become seconds,
+lengths are tokens.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def from_mapping(table: Table, columns: Mapping[str, str], options: ReadOptions)
             raise ConfigError("columns", f"'{name}' is no column of a workload", allowed=", ".join(MAPPABLE))
     for name in ("arrival_s", "prompt_tokens", "output_tokens"):
         if name not in columns:
-            raise ConfigError("columns", f"'{name}' is not named", allowed="arrival_s, prompt_tokens and output_tokens at least")
+            raise ConfigError(
+                "columns", f"'{name}' is not named", allowed="arrival_s, prompt_tokens and output_tokens at least"
+            )
     made: dict[str, Any] = {}
     for name, said in columns.items():
         if name == "arrival_s":
@@ -56,5 +60,7 @@ def _split(said: str) -> tuple[str, str]:
     if not colon:
         return said, "s"
     if unit not in TIME_UNITS_S and unit != "date":
-        raise ConfigError("columns", f"'{said}': '{unit}' is no unit of time", allowed=f"{', '.join(TIME_UNITS_S)}, date")
+        raise ConfigError(
+            "columns", f"'{said}': '{unit}' is no unit of time", allowed=f"{', '.join(TIME_UNITS_S)}, date"
+        )
     return name, unit

@@ -1,4 +1,4 @@
-"""What a reader may be told beside the file: one value that all readers take, each using its part. Times are seconds."""
+"""What a reader may be told beside the file: one value that all readers take, each its part. Times are seconds."""
 
 from __future__ import annotations
 

@@ -92,4 +92,3 @@ def _leading_old(w: Workload, lengths: Ints) -> Ints:
 def _share(part: Ints, whole: Ints) -> float:
     total = float(whole.sum())
     return float(part.sum()) / total if total else 0.0
-

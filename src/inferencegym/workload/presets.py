@@ -1,4 +1,6 @@
-"""Descriptions that benchmarks and examples ask for by a function, as they take a parameter. Rates are requests per second."""
+"""Descriptions that benchmarks and examples ask for by a function, as they take a parameter. Rates are requests per
+second.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ from inferencegym.workload.spec import Class, LognormalLengths, Sessions, Spec, 
 
 
 def benchmark_sessions(rate_rps: float) -> Spec:
-    """Conversations that share growing prefixes and four system prompts, in three priority classes: everything an engine can offer."""
+    """Conversations that share growing prefixes and four system prompts, in three priority classes: everything an
+    engine can offer.
+    """
     return Spec(
         name="benchmark-sessions",
         source="made for benchmarks: no trace behind it",

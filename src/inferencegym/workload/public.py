@@ -1,4 +1,5 @@
-"""Readers of published traces: BurstGPT, Azure, Mooncake, RAGPulse, and Parquet files in the common schema of `docs/workloads.md`.
+"""Readers of published traces: BurstGPT, Azure, Mooncake, RAGPulse, and Parquet files in the common schema of
+`docs/workloads.md`.
 
 Times become seconds from the start of the file, lengths are tokens. Each takes a table and gives a workload.
 """
@@ -23,8 +24,8 @@ RAGPULSE_BLOCK_TOKENS = 16
 EXCERPT_PAUSE_S = 60.0
 
 CREDITS = {
-    "azure": "Azure LLM inference trace 2023/2024, Azure Public Dataset, Microsoft, CC BY 4.0 (Patel et al., Splitwise, ISCA 2024; "
-    "Stojkovic et al., DynamoLLM, HPCA 2025)",
+    "azure": "Azure LLM inference trace 2023/2024, Azure Public Dataset, Microsoft, CC BY 4.0 "
+    "(Patel et al., Splitwise, ISCA 2024; Stojkovic et al., DynamoLLM, HPCA 2025)",
     "burstgpt": "BurstGPT, CC BY 4.0 (Wang et al., KDD 2025, doi 10.1145/3711896.3737413)",
     "mooncake": "Mooncake traces, Moonshot AI and Tsinghua University, Apache-2.0 (Qin et al., FAST 2025)",
     "ragpulse": "RAGPulse, (c) 2025 zhengchao wang, MIT (Wang et al., arXiv 2511.12979)",
@@ -34,7 +35,9 @@ CREDITS = {
 
 
 def burstgpt(table: Table, options: ReadOptions) -> Workload:
-    """Rows with response 0 (and nearly always request 0) failed; the kind is log and model; sessions where the file has them."""
+    """Rows with response 0 (and nearly always request 0) failed; the kind is log and model; sessions where the file
+    has them.
+    """
     names = {"arrival_s": "Timestamp", "prompt_tokens": "Request tokens", "output_tokens": "Response tokens"}
     columns: dict[str, Any] = {
         "arrival_s": table.floats("Timestamp"),
@@ -47,16 +50,22 @@ def burstgpt(table: Table, options: ReadOptions) -> Workload:
     session = next((name for name in ("Session ID", "session_id", "Session") if name in table), None)
     if session is not None:
         codes, listed = table.codes(session)
-        columns["session_id"] = np.array([-1 if name == "none" else i for i, name in enumerate(listed)], np.int64)[codes]
-    return tell_columns(table, names, lambda: Workload.of(**columns, sort=options.sort, attribution=CREDITS["burstgpt"]))
+        columns["session_id"] = np.array([-1 if name == "none" else i for i, name in enumerate(listed)], np.int64)[
+            codes
+        ]
+    return tell_columns(
+        table, names, lambda: Workload.of(**columns, sort=options.sort, attribution=CREDITS["burstgpt"])
+    )
 
 
 def azure(table: Table, options: ReadOptions) -> Workload:
     """Dates with or without a zone; time starts at the first row."""
     names = {"arrival_s": "TIMESTAMP", "prompt_tokens": "ContextTokens", "output_tokens": "GeneratedTokens"}
     stamp_s = table.seconds("TIMESTAMP")
-    columns = {
-        "arrival_s": np.round(stamp_s - (stamp_s.min() if options.sort else stamp_s[0]), 6) if len(stamp_s) else stamp_s,
+    columns: dict[str, Any] = {
+        "arrival_s": np.round(stamp_s - (stamp_s.min() if options.sort else stamp_s[0]), 6)
+        if len(stamp_s)
+        else stamp_s,
         "prompt_tokens": table.ints("ContextTokens", "prompt_tokens"),
         "output_tokens": table.ints("GeneratedTokens", "output_tokens"),
     }
@@ -66,7 +75,12 @@ def azure(table: Table, options: ReadOptions) -> Workload:
 
 def mooncake(table: Table, options: ReadOptions) -> Workload:
     """Milliseconds; ids name whole prefixes of 512-token blocks, the last of which may be partial."""
-    names = {"arrival_s": "timestamp", "prompt_tokens": "input_length", "output_tokens": "output_length", "prefix_ids": "hash_ids"}
+    names = {
+        "arrival_s": "timestamp",
+        "prompt_tokens": "input_length",
+        "output_tokens": "output_length",
+        "prefix_ids": "hash_ids",
+    }
     columns: dict[str, Any] = {
         "arrival_s": table.floats("timestamp") / 1000.0,
         "prompt_tokens": table.ints("input_length", "prompt_tokens"),
@@ -75,7 +89,9 @@ def mooncake(table: Table, options: ReadOptions) -> Workload:
     if "hash_ids" in table and options.prefixes:
         columns["prefix_offsets"], columns["prefix_ids"] = table.lists("hash_ids")
         columns["prefix_block_tokens"] = MOONCAKE_BLOCK_TOKENS
-    return tell_columns(table, names, lambda: Workload.of(**columns, sort=options.sort, attribution=CREDITS["mooncake"]))
+    return tell_columns(
+        table, names, lambda: Workload.of(**columns, sort=options.sort, attribution=CREDITS["mooncake"])
+    )
 
 
 def trace(table: Table, options: ReadOptions) -> Workload:
@@ -96,7 +112,9 @@ def trace(table: Table, options: ReadOptions) -> Workload:
         columns["prefix_offsets"], columns["prefix_ids"] = table.lists("hash_ids")
         columns["prefix_block_tokens"] = _block_tokens(table)
     credit = credit_of(table)
-    return tell_columns(table, {"prefix_ids": "hash_ids"}, lambda: Workload.of(**columns, sort=options.sort, attribution=credit))
+    return tell_columns(
+        table, {"prefix_ids": "hash_ids"}, lambda: Workload.of(**columns, sort=options.sort, attribution=credit)
+    )
 
 
 def ragpulse(table: Table, options: ReadOptions) -> Workload:
@@ -117,7 +135,9 @@ def ragpulse(table: Table, options: ReadOptions) -> Workload:
     return tell_columns(table, {}, lambda: Workload.of(**columns, sort=options.sort, attribution=CREDITS["ragpulse"]))
 
 
-def chunk_prefixes(offsets: Ints, chunks: Ints, tokens: Ints, prompt_tokens: Ints, block_tokens: int) -> tuple[Ints, Ints]:
+def chunk_prefixes(
+    offsets: Ints, chunks: Ints, tokens: Ints, prompt_tokens: Ints, block_tokens: int
+) -> tuple[Ints, Ints]:
     """Fixed blocks over chunks of any length: only full blocks, and none beyond the chunks or the prompt.
 
     offsets : int64[n + 1]; chunks, tokens : int64[m], ids of chunks and their lengths
@@ -178,7 +198,11 @@ def _one_clock(table: Table) -> Floats:
 def _block_tokens(table: Table) -> int:
     said = table.metadata.get("block_tokens", "")
     if not said.isdigit() or int(said) < 1:
-        raise InputError("is not in the file's metadata: how many tokens a block of hash_ids has", file=table.file, column="block_tokens")
+        raise InputError(
+            "is not in the file's metadata: how many tokens a block of hash_ids has",
+            file=table.file,
+            column="block_tokens",
+        )
     return int(said)
 
 
@@ -186,7 +210,10 @@ def _chunk_tokens(table: Table, offsets: Ints, chunks: Ints) -> Ints:
     """Length of each chunk, from the file that lists them."""
     beside = table.file.with_name(table.file.stem + "_chunks.parquet")
     if not beside.is_file():
-        raise InputError(f"needs {beside.name} beside it for the lengths of its chunks; or read it with prefixes=False", file=table.file)
+        raise InputError(
+            f"needs {beside.name} beside it for the lengths of its chunks; or read it with prefixes=False",
+            file=table.file,
+        )
     listed = read_parquet(beside)
     ids, tokens = listed.ints("chunk_id"), listed.ints("tokens")
     order = np.argsort(ids)
@@ -205,4 +232,9 @@ def _forward(arrival_s: Floats, table: Table, column: str, options: ReadOptions)
     early = arrival_s < 0
     if early.any() and not options.sort:
         row = int(np.argmax(np.diff(arrival_s) < 0)) + 2
-        raise InputError("time runs backwards (ask for sort=True, --sort, to have rows sorted)", file=table.file, row=row, column=column)
+        raise InputError(
+            "time runs backwards (ask for sort=True, --sort, to have rows sorted)",
+            file=table.file,
+            row=row,
+            column=column,
+        )

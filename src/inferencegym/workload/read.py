@@ -1,6 +1,7 @@
 """Read a workload from a file of any known format; which one is told by the ending and the columns.
 
-Times are seconds, lengths tokens. A file that is wrong gives one error that names file, row (1 is the first after a header) and column.
+Times are seconds, lengths tokens. A file that is wrong gives one error that names file, row (1 is the first after a
+header) and column.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from inferencegym.workload import files, public, servegen, weka
 from inferencegym.workload.find import find
 from inferencegym.workload.mapped import from_mapping
 from inferencegym.workload.options import ReadOptions
-from inferencegym.workload.table import Table, csv_header, parquet_columns, read_csv, read_json_lines, read_parquet
+from inferencegym.workload.table import (
+    Table,
+    csv_header,
+    json_columns,
+    parquet_columns,
+    read_csv,
+    read_json_lines,
+    read_parquet,
+)
 from inferencegym.workload.workload import Workload
 
 
@@ -36,17 +45,45 @@ def _tabular(convert: Callable[[Table, ReadOptions], Workload]) -> Callable[[Pat
 
 #: In the order they are tried: those with more particular columns first.
 FORMATS: dict[str, Format] = {
-    "inferencegym": Format((".parquet", ".jsonl"), frozenset(), _tabular(lambda table, _: files.from_table(table)), "our own format"),
+    "inferencegym": Format(
+        (".parquet", ".jsonl"), frozenset(), _tabular(lambda table, _: files.from_table(table)), "our own format"
+    ),
     "burstgpt": Format(
-        (".csv",), frozenset({"Timestamp", "Request tokens", "Response tokens"}), _tabular(public.burstgpt), "BurstGPT_1.csv to _3.csv"
+        (".csv",),
+        frozenset({"Timestamp", "Request tokens", "Response tokens"}),
+        _tabular(public.burstgpt),
+        "BurstGPT_1.csv to _3.csv",
     ),
-    "azure": Format((".csv",), frozenset({"TIMESTAMP", "ContextTokens", "GeneratedTokens"}), _tabular(public.azure), "Azure 2023 and 2024"),
+    "azure": Format(
+        (".csv",),
+        frozenset({"TIMESTAMP", "ContextTokens", "GeneratedTokens"}),
+        _tabular(public.azure),
+        "Azure 2023 and 2024",
+    ),
     "mooncake": Format(
-        (".jsonl",), frozenset({"timestamp", "input_length", "output_length"}), _tabular(public.mooncake), "Mooncake's JSON lines"
+        (".jsonl",),
+        frozenset({"timestamp", "input_length", "output_length"}),
+        _tabular(public.mooncake),
+        "Mooncake's JSON lines",
     ),
-    "servegen": Format((".parquet",), frozenset({"client_id", "rate_rps", "dist"}), servegen.read_pool, "ServeGen's clients: a pool drawn anew"),
-    "weka": Format((".parquet",), frozenset({"session_id", "agent", "think_s", "hash_ids"}), weka.read_weka, "sessions of coding agents"),
-    "ragpulse": Format((".parquet",), frozenset({"n_passages", "hash_ids"}), _tabular(public.ragpulse), "RAGPulse with ragpulse_chunks beside"),
+    "servegen": Format(
+        (".parquet",),
+        frozenset({"client_id", "rate_rps", "dist"}),
+        servegen.read_pool,
+        "ServeGen's clients: a pool drawn anew",
+    ),
+    "weka": Format(
+        (".parquet",),
+        frozenset({"session_id", "agent", "think_s", "hash_ids"}),
+        weka.read_weka,
+        "sessions of coding agents",
+    ),
+    "ragpulse": Format(
+        (".parquet",),
+        frozenset({"n_passages", "hash_ids"}),
+        _tabular(public.ragpulse),
+        "RAGPulse with ragpulse_chunks beside",
+    ),
     "trace": Format(
         (".parquet",),
         frozenset({"arrival_s", "prompt_tokens", "output_tokens"}),
@@ -75,11 +112,12 @@ def read(
 
     path_or_name : a file, or the name of one in INFERENCEGYM_TRACE_DIR (`azure_conv_2023`)
     format : one of FORMATS, where the columns do not tell
-    columns : for any CSV, JSON lines or Parquet: our column -> the file's, times with a unit ({"arrival_s": "ts:ms"}; `:date` for dates)
+    columns : for any CSV, JSON lines or Parquet: our column -> the file's, times with a unit ({"arrival_s": "ts:ms"};
+    `:date` for dates)
     sort : take rows whose time runs backwards, and sort them; without it they are an error
     prefixes : read prefix ids (the coding-agent trace has 68 million, half a gigabyte)
-    sessions, session_every_s, closed_loop : traces without a common clock: how many sessions, how far apart they start on average
-        (Poisson, from `seed`), and whether a turn waits for the answer before it
+    sessions, session_every_s, closed_loop : traces without a common clock: how many sessions, how far apart they
+    start on average (Poisson, from `seed`), and whether a turn waits for the answer before it
     pool, start_s, duration_s : ServeGen clients: which pool (deepseek-r1, m-large, ...), and which part of its time
     """
     path = find(path_or_name)
@@ -129,8 +167,9 @@ def _columns_of(path: Path) -> tuple[list[str], dict[str, str]]:
         return csv_header(path), {}
     if path.suffix == ".parquet":
         return parquet_columns(path)
-    table = load_table(path)
-    return list(table.columns), table.metadata
+    if path.suffix == ".jsonl":
+        return json_columns(path)
+    raise InputError(f"ends in '{path.suffix}'; known endings: .csv, .jsonl, .parquet", file=path)
 
 
 def _known(name: str) -> str:

@@ -1,4 +1,5 @@
-"""ServeGen's clients, drawn anew: for each client and 10-minute window its observed rate, the fitted law of its gaps, its lengths.
+"""ServeGen's clients, drawn anew: for each client and 10-minute window its observed rate, the fitted law of its gaps,
+its lengths.
 
 Rates are requests per second, times seconds, lengths tokens.
 """
@@ -41,7 +42,9 @@ def read_pool(path: Path, options: ReadOptions) -> Workload:
     rng = stream(options.seed, "workload.servegen.arrivals")
     wanted = windows.rate_rps * WINDOW_S
     if wanted.sum() > _MOST_REQUESTS:
-        raise ConfigError("duration_s", f"asks for about {wanted.sum():.3g} requests", allowed=f"at most {_MOST_REQUESTS:,}")
+        raise ConfigError(
+            "duration_s", f"asks for about {wanted.sum():.3g} requests", allowed=f"at most {_MOST_REQUESTS:,}"
+        )
     # A fraction of a request becomes a whole one by chance, so that rates hold on average.
     counts = np.floor(wanted + rng.random(len(wanted))).astype(np.int64)
     arrival_s = np.repeat(windows.start_s, counts) + _inside(windows, counts, rng)
@@ -66,10 +69,16 @@ def read_pool(path: Path, options: ReadOptions) -> Workload:
 def _windows(table: Table, options: ReadOptions) -> tuple[Windows, tuple[float, float]]:
     pools, listed = table.codes("model")
     if options.pool not in listed:
-        raise ConfigError("pool", f"{options.pool!r}; these are rates of clients, from which one pool's requests are drawn", allowed=", ".join(listed))
+        raise ConfigError(
+            "pool",
+            f"{options.pool!r}; these are rates of clients, from which one pool's requests are drawn",
+            allowed=", ".join(listed),
+        )
     start_s = table.ints("window_start_s").astype(float)
     mine = pools == listed.index(options.pool)
-    end_s = float(start_s[mine].max()) + WINDOW_S if options.duration_s is None else options.start_s + options.duration_s
+    end_s = (
+        float(start_s[mine].max()) + WINDOW_S if options.duration_s is None else options.start_s + options.duration_s
+    )
     mine &= (start_s + WINDOW_S > options.start_s) & (start_s < end_s)
     if not mine.any():
         raise ConfigError("start_s", f"pool {options.pool} has no window from {options.start_s:g} to {end_s:g} s")
@@ -82,7 +91,9 @@ def _windows(table: Table, options: ReadOptions) -> tuple[Windows, tuple[float, 
     for name, values in (("rate_rps", rate_rps), ("shape", shape)):
         bad = values < 0 if name == "rate_rps" else values <= 0
         if bad.any():
-            raise InputError(f"{values[np.argmax(bad)]} is out of range", file=table.file, row=int(np.argmax(bad)) + 1, column=name)
+            raise InputError(
+                f"{values[np.argmax(bad)]} is out of range", file=table.file, row=int(np.argmax(bad)) + 1, column=name
+            )
     found = Windows(table.ints("client_id")[mine], start_s[mine], rate_rps[mine], shape[mine], weibull[mine])
     return found, (options.start_s, end_s)
 
@@ -105,7 +116,8 @@ def _inside(windows: Windows, counts: Ints, rng: np.random.Generator) -> Floats:
     share = (sums - place) / np.repeat(np.maximum(total, 1e-300), gaps_each)
     last = np.zeros(len(gaps), np.bool_)
     last[offsets[1:] - 1] = True
-    return np.clip(share[~last], 0.0, 1.0) * WINDOW_S
+    within_s: Floats = np.clip(share[~last], 0.0, 1.0) * WINDOW_S
+    return within_s
 
 
 def _lengths(path: Path, pool: str, client: Ints, arrival_s: Floats, seed: int) -> tuple[Ints, Ints]:
@@ -124,11 +136,17 @@ def _lengths(path: Path, pool: str, client: Ints, arrival_s: Floats, seed: int) 
         prompt = values["input_tokens"]
     else:
         prompt = values["text_tokens"] + values["image_tokens"] * np.rint(values["image_count"])
-    return np.maximum(np.rint(prompt), 1).astype(np.int64), np.maximum(np.rint(values["output_tokens"]), 1).astype(np.int64)
+    return np.maximum(np.rint(prompt), 1).astype(np.int64), np.maximum(np.rint(values["output_tokens"]), 1).astype(
+        np.int64
+    )
 
 
-def _draw_field(field: str, grids: dict[Any, Floats], probs: Floats, client: Ints, period: Ints, rng: np.random.Generator) -> Floats:
-    """Values from each client's quantiles of that period; a client without any draws from those of a random other one."""
+def _draw_field(
+    field: str, grids: dict[Any, Floats], probs: Floats, client: Ints, period: Ints, rng: np.random.Generator
+) -> Floats:
+    """Values from each client's quantiles of that period; a client without any draws from those of a random other
+    one.
+    """
     u, lot = rng.random(len(client)), rng.random(len(client))
     found = np.empty(len(client))
     for one in np.unique(period).tolist():

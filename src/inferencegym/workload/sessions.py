@@ -1,4 +1,5 @@
-"""Conversations: turns that wait for the answer before, resend all that was said, and share its prefix. Times seconds, lengths tokens.
+"""Conversations: turns that wait for the answer before, resend all that was said, and share its prefix. Times
+seconds, lengths tokens.
 
 A conversation's blocks are numbered once; every turn names the leading ones that its prompt and answer fill:
 
@@ -45,7 +46,9 @@ def draw_turns(
     rng = stream(seed, f"{name}.sessions")
     count = len(start_s)
     turns = rng.geometric(1.0 / sessions.mean_turns, count)
-    system = choose(rng, [1.0 / (k + 1) for k in range(sessions.system_prompts)], count) if sessions.system_prompts else None
+    system = (
+        choose(rng, [1.0 / (k + 1) for k in range(sessions.system_prompts)], count) if sessions.system_prompts else None
+    )
     think_s = sessions.think_median_s * np.exp(sessions.think_sigma * rng.standard_normal(int(turns.sum())))
     drawn = draw_lengths(lengths, stream(seed, f"{name}.lengths"), int(turns.sum()))
     answer = np.minimum(drawn.output_tokens, most_output_tokens) if most_output_tokens else drawn.output_tokens
@@ -77,7 +80,9 @@ def _running(values: np.ndarray, first: Ints) -> np.ndarray:
     return sums - (sums[first] - values[first]) if len(values) else sums
 
 
-def _name_blocks(sessions: Sessions, session: Ints, said: Ints, system: Ints | None, system_tokens: int) -> tuple[Ints, Ints]:
+def _name_blocks(
+    sessions: Sessions, session: Ints, said: Ints, system: Ints | None, system_tokens: int
+) -> tuple[Ints, Ints]:
     size = sessions.block_tokens
     blocks = said // size
     shared = system_tokens // size

@@ -1,6 +1,8 @@
-"""The descriptions that come with the package: figures fitted on public traces, never rows of them, each with its attribution.
+"""The descriptions that come with the package: figures fitted on public traces, never rows of them, each with its
+attribution.
 
-They are found by dashed names (`azure-conversation`); a real trace's file has another name (`azure_conv_2023`). No units.
+They are found by dashed names (`azure-conversation`); a real trace's file has another name (`azure_conv_2023`). No
+units.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""Descriptions that workloads are generated from: when requests come, how long they are, what they share, and for whom they are.
+"""Descriptions that workloads are generated from: when requests come, how long they are, what they share, and for
+whom they are.
 
-A description is a TOML or JSON file, or these classes in Python; the shipped fits are such files. Times are seconds, lengths tokens,
-rates requests per second.
+A description is a TOML or JSON file, or these classes in Python; the shipped fits are such files. Times are seconds,
+lengths tokens, rates requests per second.
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,8 +60,8 @@ class Even(_Part, frozen=True, tag_field="law", tag="even"):
 class Copula(_Part, frozen=True, tag_field="law", tag="copula"):
     """Gaps of a measured law that remember: short gaps follow short ones.
 
-    The law is given by quantiles (straight lines between their logarithms). A normal score drives it: a sum of AR(1) series and
-    white noise with the given weights (variances; what is missing to 1 is white).
+    The law is given by quantiles (straight lines between their logarithms). A normal score drives it: a sum of AR(1)
+    series and white noise with the given weights (variances; what is missing to 1 is white).
     """
 
     probs: Grid
@@ -79,7 +81,8 @@ class Ticks(_Part, frozen=True, tag_field="law", tag="ticks"):
 GapLaw = Poisson | Gamma | Weibull | Even | Copula | Ticks
 
 
-# --- when: how the rate moves (each multiplies the mean rate, and has a mean of 1) --------------------------------------
+# --- when: how the rate moves (each multiplies the mean rate, and has a mean of 1)
+# --------------------------------------
 
 
 class Hours(_Part, frozen=True, tag_field="shape", tag="hours"):
@@ -133,7 +136,9 @@ class Sine(_Part, frozen=True, tag_field="shape", tag="sine"):
 
 
 class Campaigns(_Part, frozen=True, tag_field="shape", tag="campaigns"):
-    """Batch jobs: hours in which nobody calls, and hours whose counts span four orders of magnitude, both with a memory."""
+    """Batch jobs: hours in which nobody calls, and hours whose counts span four orders of magnitude, both with a
+    memory.
+    """
 
     active_share_by_hour: Grid
     """24 shares: how often an hour of the day sees any request."""
@@ -182,7 +187,9 @@ class LognormalLengths(_Part, frozen=True, tag_field="law", tag="lognormal"):
 
 
 class GridLengths(_Part, frozen=True, tag_field="law", tag="grid"):
-    """Measured laws: quantiles of the prompt, and of the output for each of several equal shares of prompts, short to long."""
+    """Measured laws: quantiles of the prompt, and of the output for each of several equal shares of prompts, short to
+    long.
+    """
 
     prompt_probs: Grid
     prompt_q: Grid
@@ -215,7 +222,9 @@ class Sessions(_Part, frozen=True):
     guess_tpot_s: NotNegative = 0.02
     """The guess at how long an answer takes, a token: for `arrival_s` of later turns."""
     system_prompts: Annotated[int, Meta(ge=0)] = 0
-    """How many different system prompts there are; each conversation starts with one (Zipf: the k-th is 1/k as popular)."""
+    """How many different system prompts there are; each conversation starts with one (Zipf: the k-th is 1/k as
+    popular).
+    """
     system_tokens: Annotated[int, Meta(ge=0)] = 0
     most_context_tokens: Tokens = 32_768
     """A conversation ends before a turn that would pass this, prompt and answer together."""
@@ -224,7 +233,9 @@ class Sessions(_Part, frozen=True):
 
 
 class PrefixTree(_Part, frozen=True):
-    """Shared prefixes without sessions: a request repeats the first blocks of an earlier one, about as long ago as measured."""
+    """Shared prefixes without sessions: a request repeats the first blocks of an earlier one, about as long ago as
+    measured.
+    """
 
     block_tokens: Tokens
     matched_probs: Grid
@@ -316,7 +327,9 @@ def load(path: Path) -> Spec:
 
 def check(raw: object, path: Path | None = None) -> Spec:
     """A description from plain data (what a TOML or JSON file holds), checked."""
-    if isinstance(raw, dict) and (raw.get("format", FORMAT) != FORMAT or raw.get("version", FORMAT_VERSION) != FORMAT_VERSION):
+    if isinstance(raw, dict) and (
+        raw.get("format", FORMAT) != FORMAT or raw.get("version", FORMAT_VERSION) != FORMAT_VERSION
+    ):
         given = f"{raw.get('format')} version {raw.get('version')}"
         raise InputError(f"is {given}; this package reads {FORMAT} version {FORMAT_VERSION}", file=path)
     try:
@@ -386,8 +399,12 @@ def _check_shape(shape: RateShape, at: str) -> None:
 def check_grid(at: str, probs: Grid, quantiles: Grid, low: float | None = 0) -> None:
     """A law given by quantiles: probabilities from 0 to 1, both rising, as many of one as of the other."""
     if len(probs) != len(quantiles) or len(probs) < 2:
-        raise ConfigError(at, f"{len(quantiles)} quantiles for {len(probs)} probabilities", allowed="as many of one as of the other, 2 or more")
-    if probs[0] != 0 or probs[-1] != 1 or any(a >= b for a, b in zip(probs, probs[1:], strict=False)):
+        raise ConfigError(
+            at,
+            f"{len(quantiles)} quantiles for {len(probs)} probabilities",
+            allowed="as many of one as of the other, 2 or more",
+        )
+    if probs[0] != 0 or probs[-1] != 1 or any(a >= b for a, b in pairwise(probs)):
         raise ConfigError(at, "its probabilities must rise from 0 to 1")
-    if any(a > b for a, b in zip(quantiles, quantiles[1:], strict=False)) or (low is not None and quantiles[0] < low):
+    if any(a > b for a, b in pairwise(quantiles)) or (low is not None and quantiles[0] < low):
         raise ConfigError(at, "its quantiles must rise" + ("" if low is None else f" from {low:g} or more"))

@@ -1,4 +1,5 @@
-"""A foreign table on its way to a workload: columns as they came, taken out one by one with errors that name file, row and column.
+"""A foreign table on its way to a workload: columns as they came, taken out one by one with errors that name file,
+row and column.
 
 Rows count from 1, a header not counted. What a column holds is checked here; what it means is checked by `Workload.of`.
 """
@@ -7,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,9 @@ class Table:
         """An error that names what is missing and what is there."""
         for name in names:
             if name not in self.columns:
-                raise InputError(f"is missing; the file has {', '.join(self.columns) or 'no columns'}", file=self.file, column=name)
+                raise InputError(
+                    f"is missing; the file has {', '.join(self.columns) or 'no columns'}", file=self.file, column=name
+                )
 
     def floats(self, name: str, *, gaps: bool = False) -> Floats:
         """A column of finite numbers; with `gaps`, NaN may stand where the source does not know."""
@@ -50,13 +54,19 @@ class Table:
         return self._located(name, lambda raw, _: as_ints(raw, as_column or name))
 
     def codes(self, name: str) -> tuple[Ints, tuple[str, ...]]:
-        """A column of names as codes and the list of names, in order of first appearance. An empty name is called 'none'."""
+        """A column of names as codes and the list of names, in order of first appearance. An empty name is called
+        'none'.
+        """
         self.require(name)
         column = self.columns[name]
         if isinstance(column, list):
             listed = [_text(value, name, row, self.file) for row, value in enumerate(column, 1)]
             column = pa.chunked_array([pa.array(listed, pa.string())])
-        coded = pc.dictionary_encode(_plain(column)) if not pa.types.is_dictionary(column.type) else column.unify_dictionaries()
+        coded = (
+            pc.dictionary_encode(_plain(column))
+            if not pa.types.is_dictionary(column.type)
+            else column.unify_dictionaries()
+        )
         whole = coded.combine_chunks()
         whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
         if whole.null_count:
@@ -67,14 +77,12 @@ class Table:
     def seconds(self, name: str) -> Floats:
         """A column of dates and times, as seconds since 1970 (UTC where no zone is given)."""
         self.require(name)
-        texts = self._texts(name)
-        found = np.empty(self.length)
-        fast = _fast_times(texts)
+        column = self.columns[name]
+        fast = None if isinstance(column, list) else _fast_times(_plain(column))
         if fast is not None:
             return fast
-        for i, text in enumerate(texts):
-            found[i] = _one_time(text, self.file, i + 1, name)
-        return found
+        texts = self._texts(name)
+        return np.array([_one_time(text, self.file, row, name) for row, text in enumerate(texts, 1)], dtype=np.float64)
 
     def lists(self, name: str) -> tuple[Ints, Ints]:
         """A column of lists of whole numbers, as offsets and values."""
@@ -83,7 +91,9 @@ class Table:
         if isinstance(column, list):
             return _python_lists(column, self.file, name)
         whole = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-        if not (pa.types.is_list(whole.type) or pa.types.is_large_list(whole.type)) or not pa.types.is_integer(whole.type.value_type):
+        if not (pa.types.is_list(whole.type) or pa.types.is_large_list(whole.type)) or not pa.types.is_integer(
+            whole.type.value_type
+        ):
             raise InputError(f"holds {whole.type}, not lists of whole numbers", file=self.file, row=1, column=name)
         if whole.null_count:
             raise InputError("is empty (null)", file=self.file, row=_first_null(whole), column=name)
@@ -112,7 +122,8 @@ class Table:
             return _parsed(column, self.file, name)
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
             raise InputError(f"holds {column.type}, not numbers", file=self.file, row=1, column=name)
-        return column.to_numpy()
+        found: npt.NDArray[Any] = column.to_numpy()
+        return found
 
     def _texts(self, name: str) -> list[str]:
         column = self.columns[name]
@@ -150,7 +161,11 @@ def read_csv(path: Path) -> Table:
         first = broken[0]
         row = None if first.number is None else first.number - 1
         expected = f"{first.expected_columns} ({', '.join(names)})"
-        raise InputError(f"has {first.actual_columns} values where the header has {expected}: {first.text[:80]!r}", file=path, row=row)
+        raise InputError(
+            f"has {first.actual_columns} values where the header has {expected}: {first.text[:80]!r}",
+            file=path,
+            row=row,
+        )
     return Table(path, {name: found.column(i) for i, name in enumerate(names)}, found.num_rows, {})
 
 
@@ -198,6 +213,26 @@ def read_json_lines(path: Path) -> Table:
             at = next(i for i, value in enumerate(columns[name]) if value is _ABSENT)
             raise InputError("is missing in this row", file=path, row=at + 1, column=name)
     return Table(path, columns, len(rows), metadata)
+
+
+def json_columns(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Field names of a JSON-lines file and its metadata line, if it has one; only the first lines are read."""
+    import msgspec
+
+    _refuse_empty(path)
+    with path.open("rb") as file:
+        lines = [line for line in islice(file, 64) if line.strip()][:2]
+    found = []
+    for line in lines:
+        try:
+            found.append(msgspec.json.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"is not JSON: {error}", file=path, row=len(found) + 1) from error
+        if not isinstance(found[-1], dict):
+            raise InputError(f"is no JSON object: {str(found[-1])[:60]}", file=path, row=len(found))
+    if found and "format" in found[0] and "arrival_s" not in found[0]:
+        return list(found[1]) if len(found) > 1 else [], {str(k): str(v) for k, v in found[0].items()}
+    return list(found[0]) if found else [], {}
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Table:
@@ -263,7 +298,8 @@ def _parsed(column: pa.ChunkedArray, file: Path, name: str) -> npt.NDArray[Any]:
     """Numbers out of text: whole ones as int64 where all are, else float64."""
     for kind in (pa.int64(), pa.float64()):
         try:
-            return pc.utf8_trim_whitespace(column.cast(pa.string())).cast(kind).to_numpy()
+            found: npt.NDArray[Any] = pc.utf8_trim_whitespace(column.cast(pa.string())).cast(kind).to_numpy()
+            return found
         except (pa.ArrowInvalid, UnicodeDecodeError):
             continue
     values = column.to_pylist()
@@ -272,7 +308,9 @@ def _parsed(column: pa.ChunkedArray, file: Path, name: str) -> npt.NDArray[Any]:
         try:
             float(text)
         except ValueError:
-            raise InputError("is empty" if not text else f"{text[:40]!r} is not a number", file=file, row=row, column=name) from None
+            raise InputError(
+                "is empty" if not text else f"{text[:40]!r} is not a number", file=file, row=row, column=name
+            ) from None
     return np.array([float(_decoded(value)) for value in values])
 
 
@@ -294,7 +332,9 @@ def _python_lists(values: list[Any], file: Path, name: str) -> tuple[Ints, Ints]
             raise InputError(f"{str(value)[:40]!r} is not a list", file=file, row=row, column=name)
         for one in value:
             if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < 2**63:
-                raise InputError(f"{str(one)[:40]!r} in the list is not a whole number from 0 up", file=file, row=row, column=name)
+                raise InputError(
+                    f"{str(one)[:40]!r} in the list is not a whole number from 0 up", file=file, row=row, column=name
+                )
         flat.extend(value)
         offsets[row] = len(flat)
     return offsets, np.array(flat, dtype=np.int64)
@@ -317,16 +357,17 @@ def _decoded(raw: bytes | None) -> str:
 # --- dates ------------------------------------------------------------------------------------------------------------
 
 
-def _fast_times(texts: list[str]) -> Floats | None:
-    """All at once, where every text is a date and time without a zone, or in UTC."""
-    trimmed = np.array([text[:-6] if text.endswith("+00:00") else text for text in texts], dtype=str)
-    try:
-        stamps = trimmed.astype("datetime64[ns]")
-    except ValueError:
-        return None
-    if np.isnat(stamps).any():
-        return None
-    return stamps.astype(np.int64) / 1e9
+def _fast_times(column: pa.ChunkedArray) -> Floats | None:
+    """All at once, where all texts have a zone or none has, as the sources' have; else None."""
+    for kind in (pa.timestamp("ns"), pa.timestamp("ns", "UTC")):
+        try:
+            stamps = pc.utf8_trim_whitespace(column.cast(pa.string())).cast(kind)
+        except pa.ArrowInvalid:
+            continue
+        if not stamps.null_count:
+            found: Floats = stamps.cast(pa.int64()).to_numpy() / 1e9
+            return found
+    return None
 
 
 def _one_time(text: str, file: Path, row: int, column: str) -> float:
@@ -337,5 +378,5 @@ def _one_time(text: str, file: Path, row: int, column: str) -> float:
         found = datetime.fromisoformat(f"{head}{dot}{tail[: min(digits, 6)]}{tail[digits:]}")
     except ValueError:
         raise InputError(f"{text[:40]!r} is not a date and time", file=file, row=row, column=column) from None
-    zoned = found if found.tzinfo is not None else found.replace(tzinfo=timezone.utc)
+    zoned = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
     return zoned.timestamp()

@@ -1,4 +1,6 @@
-"""Shared prefixes without sessions: each request repeats the leading blocks of an earlier one. Lengths tokens, times seconds."""
+"""Shared prefixes without sessions: each request repeats the leading blocks of an earlier one. Lengths tokens, times
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from inferencegym.workload.spec import PrefixTree
 from inferencegym.workload.workload import Floats, Ints
 
 
-def draw_tree(tree: PrefixTree, arrival_s: Floats, prompt_tokens: Ints, rank: Floats, seed: int, name: str) -> tuple[Ints, Ints]:
+def draw_tree(
+    tree: PrefixTree, arrival_s: Floats, prompt_tokens: Ints, rank: Floats, seed: int, name: str
+) -> tuple[Ints, Ints]:
     """Offsets and ids; the last block may be partial, so a prompt has ceil(prompt / block) ids.
 
     rank : float64[n], where each prompt stands among all, 0 to 1: longer prompts repeat other shares than short ones

@@ -1,7 +1,8 @@
-"""Reader of coding-agent sessions, which have no common clock: sessions start by a Poisson process, turns wait for answers or replay.
+"""Reader of coding-agent sessions, which have no common clock: sessions start by a Poisson process, turns wait for
+answers or replay.
 
-Prefix ids are local to a session and become global ones that name whole prefixes. They are 68 million, so they are read a row
-group at a time, straight to where they end up. Times are seconds, lengths tokens.
+Prefix ids are local to a session and become global ones that name whole prefixes. They are 68 million, so they are
+read a row group at a time, straight to where they end up. Times are seconds, lengths tokens.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def read_weka(path: Path, options: ReadOptions) -> Workload:
         columns["prefix_offsets"], columns["prefix_ids"] = _read_ids(path, session, rows, place)
         columns["prefix_block_tokens"] = BLOCK_TOKENS
     way = "turns wait for answers" if options.closed_loop else "turns at their recorded times"
-    source = f"{int(number.max(initial=-1)) + 1} sessions, one in {options.session_every_s:g} s on average (seed {options.seed}), {way}"
+    started = f"one in {options.session_every_s:g} s on average (seed {options.seed})"
+    source = f"{int(number.max(initial=-1)) + 1} sessions, {started}, {way}"
     return tell_columns(
         table, {}, lambda: Workload.of(**columns, sort=True, name=path.stem, source=source, attribution=CREDITS["weka"])
     )
@@ -83,7 +85,9 @@ def _starts(session: Ints, options: ReadOptions) -> tuple[Ints, np.ndarray]:
 
 
 def _predecessors(session: Ints, agent: Ints) -> Ints:
-    """The row each one waits for: the one before of its agent; for a sub-agent's first, the one before it of the main agent."""
+    """The row each one waits for: the one before of its agent; for a sub-agent's first, the one before it of the main
+    agent.
+    """
     rows = np.arange(len(session))
     after = np.full(len(session), -1)
     order = np.lexsort((rows, agent, session))
