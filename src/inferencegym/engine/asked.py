@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ NO_DEADLINE_S = 3600.0  # order=edf: requests without a TTFT objective come afte
 
 
 def ask(
-    workload: Workload, block_size: int, settings: EngineSettings, slo_ttft_s: np.ndarray | None = None
+    workload: Workload, block_size: int, settings: EngineSettings, slo_ttft_s: Sequence[float] | None = None
 ) -> Question:
     """The kernels' view of a workload.
 
@@ -43,12 +44,10 @@ def ask(
         )
     _check_blocks(workload, block_size)
     waits = workload.after >= 0
-    classes = len(workload.slo_class_names) or 1
-    deadlines_s = (
-        np.full(max(classes, int(workload.slo_class.max(initial=0)) + 1), NO_DEADLINE_S)
-        if slo_ttft_s is None
-        else slo_ttft_s
-    )
+    classes = max(len(workload.slo_class_names), int(workload.slo_class.max(initial=0)) + 1)
+    if slo_ttft_s is not None and len(slo_ttft_s) < classes:
+        raise ConfigError("slo_ttft_s", f"{len(slo_ttft_s)} objectives for {classes} classes", allowed=f"{classes} numbers")
+    deadlines_s = np.full(classes, NO_DEADLINE_S) if slo_ttft_s is None else np.asarray(slo_ttft_s, dtype=np.float64)
     kinds = max(len(workload.kind_names), int(workload.kind.max(initial=0)) + 1, 1)
     rows = np.zeros(len(workload), ROW)
     rows["arrival_ps"] = array_to_ps(workload.arrival_s, field="arrival_s")

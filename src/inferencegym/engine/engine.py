@@ -7,6 +7,7 @@ It owns validation, units (seconds outside, picoseconds inside) and growing arra
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +63,22 @@ class Engine:
     """A cluster of replicas that serves one workload. Deterministic: the same arguments give the same records, to the bit."""
 
     def __init__(
-        self, workload: Workload, machine: Machine, settings: EngineSettings | None = None, *, seed: int = 0
+        self,
+        workload: Workload,
+        machine: Machine,
+        settings: EngineSettings | None = None,
+        *,
+        seed: int = 0,
+        slo_ttft_s: Sequence[float] | None = None,
     ) -> None:
+        """`slo_ttft_s`: TTFT objective of each SLO class, seconds, for order=edf (unset: an hour for all)."""
         settings = settings or EngineSettings()
         self.workload = workload
         self.machine = machine
         self.settings = settings
         self.seed = seed
         self.now_s = 0.0
-        self._question = ask(workload, machine.block_size, settings)
+        self._question = ask(workload, machine.block_size, settings, slo_ttft_s)
         self._times = times_of(machine.times)
         self._arena = _new_state(machine, settings, self._question, seed)
 
@@ -173,7 +181,11 @@ class Engine:
         )
 
     def totals(self) -> dict[str, int]:
-        """Counters since the start, summed over replicas: steps, tokens, preemptions, ... (times in ps)."""
+        """Counters since the start, summed over replicas (times in ps).
+
+        Requests refused for their length never reach a replica: they are in neither `arrived` nor `refused`. `hit_tokens`
+        counts first admissions, `swaps` the ways out.
+        """
         return {name: self._total(name) for name in _TOTALS}
 
     def itl(self) -> ItlHistogram:

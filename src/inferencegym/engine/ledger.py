@@ -193,8 +193,31 @@ def take_blocks(s: State, r: int, n: int) -> None:
 
 
 @kernel
+def _new_block(s: State, r: int, key: int, refs: int, parent: int) -> int:
+    """A findable block's node."""
+    node = _new_node(s, r)
+    entry = node_at(s, r, node)
+    entry["key"] = key
+    entry["count"] = 1
+    entry["refs"] = refs
+    entry["extent"] = 0
+    entry["parent"] = parent
+    _index_insert(s, r, node)
+    return node
+
+
+@kernel
+def _hold_node(s: State, r: int, node: int) -> None:
+    """One holder more of a findable block."""
+    entry = node_at(s, r, node)
+    if entry["refs"] == 0:
+        _lru_remove(s, r, node)
+    entry["refs"] += 1
+
+
+@kernel
 def publish(s: State, w: Asked, r: int, slot: int, tokens: int) -> None:
-    """Make the prompt's named blocks among the first `tokens` tokens findable; `shared` of the slot counts them."""
+    """Make the prompt's named blocks among the first `tokens` tokens findable; `shared` of the slot counts them, `last` is the last one."""
     me = slot_at(s, r, slot)
     size = core_at(s, r)["block_size"]
     upto = min(min(tokens, me["prompt"]) // size, keyed_blocks(w, me["row"], size))
@@ -203,40 +226,41 @@ def publish(s: State, w: Asked, r: int, slot: int, tokens: int) -> None:
         node = find(s, r, key)
         if node >= 0:
             core_at(s, r)["blank"] += 1  # somebody computed the same block meanwhile: share theirs, give ours back
-            if node_at(s, r, node)["refs"] == 0:
-                _lru_remove(s, r, node)
-            node_at(s, r, node)["refs"] += 1
+            node_at(s, r, node)["parent"] = me["last"]
+            _hold_node(s, r, node)
         else:
-            node = _new_node(s, r)
-            entry = node_at(s, r, node)
-            entry["key"] = key
-            entry["count"] = 1
-            entry["refs"] = 1
-            entry["extent"] = 0
-            _index_insert(s, r, node)
-    me["shared"] = max(me["shared"], upto)
+            node = _new_block(s, r, key, 1, me["last"])
+        me["last"] = node
+        me["shared"] = j + 1
 
 
 @kernel
-def lookup(s: State, w: Asked, r: int, slot: int) -> tuple[int, int, int]:
-    """Cached leading blocks of a request that has computed nothing: (named hits, private hits, hits that are free now)."""
+def lookup(s: State, w: Asked, r: int, slot: int) -> tuple[int, int, int, int]:
+    """Cached leading blocks of a request that has computed nothing: (named hits, private hits, hits that are free now, last named node).
+
+    On the way each block's node is told which one comes before it, so that whoever holds the last can walk back.
+    """
     me = slot_at(s, r, slot)
     size = core_at(s, r)["block_size"]
     cap = (me["prompt"] + me["generated"] - 1) // size
     named = keyed_blocks(w, me["row"], size)
     hits = 0
     idle = 0
+    last = -1
     while hits < min(cap, named):
         node = find(s, r, block_key(w, me["row"], hits, size))
         if node < 0:
             break
-        if node_at(s, r, node)["refs"] == 0:
+        entry = node_at(s, r, node)
+        if entry["refs"] == 0:
             idle += 1
+        entry["parent"] = last
+        last = node
         hits += 1
     own = 0
     if hits == named and me["extent"] >= 0:
         own = node_at(s, r, me["extent"])["count"]
-    return hits, own, idle + own
+    return hits, own, idle + own, last
 
 
 @kernel
@@ -251,16 +275,15 @@ def cached_run(s: State, w: Asked, r: int, row: int) -> int:
 
 
 @kernel
-def take_hits(s: State, w: Asked, r: int, slot: int, hits: int, own: int) -> None:
+def take_hits(s: State, r: int, slot: int, hits: int, own: int, last: int) -> None:
     """Hold the blocks that `lookup` found."""
     me = slot_at(s, r, slot)
-    size = core_at(s, r)["block_size"]
-    for j in range(hits):
-        node = find(s, r, block_key(w, me["row"], j, size))
-        if node_at(s, r, node)["refs"] == 0:
-            _lru_remove(s, r, node)
-        node_at(s, r, node)["refs"] += 1
+    node = last
+    for _ in range(hits):
+        _hold_node(s, r, node)
+        node = node_at(s, r, node)["parent"]
     me["shared"] = hits
+    me["last"] = last
     if own > 0:
         _lru_remove(s, r, me["extent"])
         _drop_node(s, r, me["extent"])
@@ -278,12 +301,20 @@ def disown(s: State, r: int, slot: int) -> None:
 
 
 @kernel
-def _let_go(s: State, r: int, key: int) -> None:
-    """One holder less of a published block."""
-    node = find(s, r, key)
-    node_at(s, r, node)["refs"] -= 1
-    if node_at(s, r, node)["refs"] == 0:
-        _lru_append(s, r, node)
+def _let_go(s: State, r: int, slot: int) -> None:
+    """One holder less of each block a request has published or taken as a hit, last block first."""
+    me = slot_at(s, r, slot)
+    node = me["last"]
+    for _ in range(me["shared"]):
+        entry = node_at(s, r, node)
+        before = entry["parent"]
+        entry["refs"] -= 1
+        if entry["refs"] == 0:
+            _lru_append(s, r, node)
+        node = before
+    me["shared"] = 0
+    me["last"] = -1
+    me["blocks"] = 0
 
 
 @kernel
@@ -307,32 +338,18 @@ def release(s: State, w: Asked, r: int, slot: int, returns: bool) -> None:
         entry["owner"] = slot if returns else -1
         me["extent"] = node if returns else -1
         _lru_append(s, r, node)
-    for j in range(named - 1, -1, -1):
+    for j in range(named - 1, me["shared"] - 1, -1):
         key = block_key(w, me["row"], j, size)
-        if j < me["shared"]:
-            _let_go(s, r, key)
-        elif find(s, r, key) >= 0:
+        if find(s, r, key) >= 0:
             core["blank"] += 1
         else:
-            node = _new_node(s, r)
-            entry = node_at(s, r, node)
-            entry["key"] = key
-            entry["count"] = 1
-            entry["refs"] = 0
-            entry["extent"] = 0
-            _index_insert(s, r, node)
-            _lru_append(s, r, node)
-    me["shared"] = 0
-    me["blocks"] = 0
+            _lru_append(s, r, _new_block(s, r, key, 0, -1))
+    _let_go(s, r, slot)
 
 
 @kernel
-def swap_out_blocks(s: State, w: Asked, r: int, slot: int) -> None:
+def swap_out_blocks(s: State, r: int, slot: int) -> None:
     """Free all blocks of a request whose KV went to the CPU tier: shared ones are let go, the rest is blank."""
     me = slot_at(s, r, slot)
-    size = core_at(s, r)["block_size"]
     core_at(s, r)["blank"] += me["blocks"] - me["shared"]
-    for j in range(me["shared"] - 1, -1, -1):
-        _let_go(s, r, block_key(w, me["row"], j, size))
-    me["shared"] = 0
-    me["blocks"] = 0
+    _let_go(s, r, slot)

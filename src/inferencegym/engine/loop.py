@@ -146,6 +146,7 @@ def _fill(s: State, w: Asked, r: int, slot: int, row: int, at: int) -> None:
     me["cached"] = 0
     me["seat"] = -1
     me["extent"] = -1
+    me["last"] = -1
     me["place"] = -1
     me["tenant"] = row_at(w, row)["tenant"]
     me["preemptions"] = 0

@@ -102,7 +102,7 @@ SLOT = np.dtype(
         ("turn", _i8),  # turn at which `computed` and `generated` hold, for a member of the crowd
         ("row", _i4), ("prompt", _i4), ("target", _i4), ("generated", _i4), ("computed", _i4), ("grant", _i4),
         ("blocks", _i4), ("shared", _i4), ("cached", _i4), ("prev", _i4), ("next", _i4), ("seat", _i4),
-        ("extent", _i4), ("place", _i4), ("tenant", _i4), ("preemptions", _i2), ("swaps", _i2),
+        ("extent", _i4), ("last", _i4), ("place", _i4), ("tenant", _i4), ("preemptions", _i2), ("swaps", _i2),
         ("priority", _i2), ("kind", _i2), ("state", _i1), ("in_crowd", _i1), ("private", _i1),
     ],
     align=True,
@@ -120,7 +120,7 @@ PLACE = np.dtype(
     [("used_ps", _i8), ("row", _i4), ("blocks", _i4), ("taken", _i4), ("pad", _i4)], align=True
 )  # llama.cpp's slots
 NODE = np.dtype(
-    [("key", _i8), ("count", _i4), ("refs", _i4), ("prev", _i4), ("next", _i4), ("owner", _i4), ("extent", _i4)],
+    [("key", _i8), ("count", _i4), ("refs", _i4), ("prev", _i4), ("next", _i4), ("owner", _i4), ("extent", _i4), ("parent", _i4), ("pad", _i4)],
     align=True,
 )
 INDEX = np.dtype([("entry", _i4)])  # node + 1, or 0
@@ -396,9 +396,22 @@ def _aligned_bytes(size: int) -> Arena:
 
 
 def copy_arena(arena: Arena) -> Arena:
-    """The same bytes elsewhere: a fork of the state."""
+    """The same bytes elsewhere: a fork of the state. Of the tables of live requests only what is in use is copied."""
     twin = _aligned_bytes(arena.size)
-    twin[:] = arena
+    h = arena[: HEADER.itemsize].view(HEADER)[0]
+    first, last = int(h["slots_at"]), int(h["crossing_at"])
+    twin[:first] = arena[:first]
+    twin[last:] = arena[last:]
+    core = arena[int(h["core_at"]) : first][: CORE.itemsize * int(h["replicas"])].view(CORE)
+    capacity = int(h["capacity"])
+    used = core["slots_used"].tolist()
+    for part, dtype, counts in (
+        ("slots", SLOT, used), ("heap", HEAP, core["heap_len"].tolist()), ("fin", FIN, core["fin_len"].tolist()), ("picked", PICKED, core["picked_len"].tolist()),
+    ):  # fmt: skip
+        start, size = int(h[f"{part}_at"]), dtype.itemsize
+        for r, count in enumerate(counts):
+            begin = start + r * capacity * size
+            twin[begin : begin + count * size] = arena[begin : begin + count * size]
     return twin
 
 

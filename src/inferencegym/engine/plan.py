@@ -303,8 +303,9 @@ def _admit_fresh(s: State, w: Asked, r: int, slot: int, budget: int, room: int) 
     hits = 0
     own = 0
     idle = 0
+    last = -1
     if core["prefix_caching"] == 1:
-        hits, own, idle = lookup(s, w, r, slot)
+        hits, own, idle, last = lookup(s, w, r, slot)
     start = (hits + own) * size
     n = min(known - start, _chunk_limit(s, r))
     if core["chunked_prefill"] == 0 and n > budget:
@@ -316,7 +317,7 @@ def _admit_fresh(s: State, w: Asked, r: int, slot: int, budget: int, room: int) 
     me["computed"] = start
     _seat(s, w, r, slot, n)
     if core["prefix_caching"] == 1:
-        take_hits(s, w, r, slot, hits, own)
+        take_hits(s, r, slot, hits, own, last)
     me["blocks"] = hits + own
     me["private"] = 0
     _hold(s, w, r, slot, start + n + k, start + n)

@@ -60,7 +60,7 @@ def preempt(s: State, w: Asked, t: Times, r: int, slot: int) -> int:
     me["preemptions"] += 1
     if _swaps(s, t, r, me["computed"]):
         blocks = blocks_for(me["computed"], core["block_size"])
-        swap_out_blocks(s, w, r, slot)
+        swap_out_blocks(s, r, slot)
         core["cpu_free"] -= blocks
         core["swap_blocks"] += blocks
         core["swap_moves"] += 1

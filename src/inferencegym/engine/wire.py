@@ -109,6 +109,7 @@ def deliver(s: State, w: Asked, to: int) -> None:
     me["state"] = _CARRIED
     me["private"] = 1
     me["extent"] = -1
+    me["last"] = -1
     me["shared"] = 0
     me["blocks"] = 0
     drop_slot(s, sender, old)
