@@ -27,7 +27,7 @@ ORDERS = ("priority", "aging", "sjf", "edf", "vtc")
 
 @dataclass
 class Chunk:
-    """Prefill attention with the coefficients of inferencegym.engine.latency, the same sums in the same order, so that both round alike."""
+    """Prefill attention as in inferencegym.engine.latency: the same sums in the same order, so both round alike."""
 
     ps_per_past_pair: float
     ps_per_new_pair: float
@@ -44,7 +44,8 @@ class Chunk:
     @property
     def coefficients(self) -> list[float]:
         """As the fast engine takes them."""
-        return [self.ps_per_past_pair, self.ps_per_new_pair, self.half_tokens, self.ps_per_past_token, self.ps_per_new_token]
+        past, new = self.ps_per_past_pair, self.ps_per_new_pair
+        return [past, new, self.half_tokens, self.ps_per_past_token, self.ps_per_new_token]
 
 
 @dataclass
@@ -192,7 +193,7 @@ def _times(rng: random.Random) -> Times:
         link_ps_per_token=rng.choice([0, 1, 40]) * scale,
         link_fixed_ps=rng.choice([0, 50]) * scale,
         layers=rng.choice([1, 2, 32]),
-        chunk=Chunk(c / 32, c / 24, half_tokens=rng.choice([0.0, 7.5]), ps_per_past_token=b / 4, ps_per_new_token=a / 8),
+        chunk=Chunk(c / 32, c / 24, rng.choice([0.0, 7.5]), ps_per_past_token=b / 4, ps_per_new_token=a / 8),
     )
 
 

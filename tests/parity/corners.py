@@ -28,6 +28,7 @@ CORNERS = {
     "swapped in": "swap speculation",
     "cpu tier full": "swap prefix",
     "auto swaps": "auto prefix",
+    "private hit swapped out": "auto prefix",
     "auto recomputes": "auto prefix",
     "prefix hit": "prefix",
     "private hit": "prefix watermark",
@@ -46,7 +47,7 @@ CORNERS = {
 """Corner: the features that lead there."""
 
 
-def cases_in(corner: str, how_many: int, tries: int = 1500) -> Iterator[tuple[int, Case, NaiveResult]]:
+def cases_in(corner: str, how_many: int, tries: int = 700) -> Iterator[tuple[int, Case, NaiveResult]]:
     """(seed, case, the naive engine's answer) of the first cases that go through a corner."""
     features = set(CORNERS[corner].split())
     for seed in range(tries):

@@ -114,6 +114,13 @@ class KvPool:
         self.cached[key] = block
         return block
 
+    def forget(self, block: Block) -> None:
+        """A held block is not to be found any more."""
+        if block.key is not None:
+            assert block.holders == 1, "only a private block is forgotten"
+            del self.cached[block.key]
+            block.key = None
+
     def let_go(self, block: Block, key: Hashable | None) -> None:
         """One holder less. `key`: what to publish an unpublished block under, None: it becomes blank."""
         block.holders -= 1

@@ -90,7 +90,6 @@ class Cluster:
             arrival_ps, row = heapq.heappop(self.due)
             self._arrive(self.requests[row], arrival_ps)
         for replica in self.replicas:
-            # SPEC: a replica with nobody running or waiting makes no plan; a shrunk pool's debt waits for its next one.
             if not replica.in_flight and replica.load:
                 replica.plan(t)
 

@@ -114,7 +114,7 @@ class Ranked:
 class Ledger:
     """What each tenant was served.
 
-    SPEC: each replica has its own; it is charged only while the order is vtc and outlives a change to another order.
+    Each replica has its own; it is charged only while the order is vtc and outlives a change to another order.
     """
 
     counter: Counter[int] = field(default_factory=Counter)

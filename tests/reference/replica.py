@@ -317,6 +317,9 @@ class Replica:
         v.swaps += 1
         self.totals["swaps"] += 1  # SPEC: swaps counts the ways out, for records and totals alike
         self._swap_time(v.cpu_blocks)
+        for block in v.blocks[len(v.request.keys) :]:
+            self.seen["private hit swapped out"] += block.key is not None
+            self.pool.forget(block)
         for block in reversed(v.blocks):
             self.pool.let_go(block, None)
         v.blocks = []
@@ -496,8 +499,6 @@ class Replica:
             self._take_whole(r, now)
 
     def _plan_llamacpp(self, now: int) -> None:
-        # SPEC: max_num_seqs lowered while running: only the first so many slots take new requests, and only while
-        # fewer run in all.
         while len(self.queue) and len(self.running) < self.config.max_num_seqs:
             if all(slot.taken for slot in self._usable_slots()):
                 break
