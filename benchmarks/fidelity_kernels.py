@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy.optimize import least_squares
 
-from inferencegym.engine.latency import chunk_ps
 from inferencegym.engine.profile import Factors, Profile, load_profile
 from inferencegym.engine.step_time import Terms
 from inferencegym.ground.errors import InferenceGymError
@@ -22,21 +21,28 @@ from inferencegym.ground.facts import gpu, model
 
 #: Name, start, lower and upper bound of each fitted factor: physical ones (no share above 1, no negative overhead).
 FITTED = (
-    ("p", 2.0, 1.0, 6.0), ("hbm_share", 0.8, 0.4, 1.0), ("flop_share", 0.75, 0.3, 1.0), ("kv_share", 0.8, 0.3, 1.0),
-    ("attention_share", 0.6, 0.1, 1.0), ("attention_half_tokens", 300.0, 0.0, 4000.0), ("attention_p", 4.0, 1.0, 16.0), ("expert_hbm_share", 0.7, 0.2, 1.0), ("expert_flop_share", 0.5, 0.1, 1.0),
-    ("expert_spread", 0.7, 0.2, 1.0), ("attention_passes", 6.0, 0.0, 60.0), ("hidden_passes", 12.0, 2.0, 40.0),
-    ("ffn_passes", 4.0, 1.0, 20.0), ("step_s", 50e-6, 0.0, 600e-6), ("layer_s", 20e-6, 0.0, 80e-6), ("prefill_layer_s", 15e-6, 0.0, 80e-6),
-    ("decode_layer_s", 4e-6, 0.0, 40e-6), ("sequence_layer_s", 1e-8, 0.0, 2e-6), ("expert_layer_s", 15e-6, 0.0, 80e-6),
+    ("p", 2.0, 1.0, 6.0), ("hbm_share", 0.8, 0.4, 0.95), ("flop_share", 0.75, 0.3, 0.95), ("kv_share", 0.8, 0.3, 1.0),
+    ("past_attention_share", 0.6, 0.1, 1.0), ("attention_share", 0.6, 0.1, 1.0), ("attention_half_tokens", 1000.0, 0.0, 4000.0),
+    ("expert_hbm_share", 0.8, 0.2, 1.0), ("expert_flop_share", 0.5, 0.1, 1.0), ("expert_skew", 0.7, 0.0, 1.2), ("expert_pad_tokens", 30.0, 0.0, 128.0),
+    ("attention_passes", 6.0, 0.0, 60.0), ("hidden_passes", 12.0, 2.0, 40.0), ("ffn_passes", 4.0, 1.0, 20.0),
+    ("step_s", 50e-6, 0.0, 600e-6), ("layer_s", 20e-6, 0.0, 80e-6), ("prefill_layer_s", 15e-6, 0.0, 80e-6),
+    ("decode_layer_s", 1e-6, 0.0, 40e-6), ("sequence_layer_s", 3e-8, 0.0, 2e-7), ("expert_layer_s", 10e-6, 0.0, 80e-6),
 )  # fmt: skip
-LINK = (("link_latency_s", 5e-6, 0.5e-6, 40e-6), ("link_share", 0.7, 0.2, 1.0))
+LINK = (("link_latency_s", 6e-6, 0.5e-6, 40e-6), ("link_share", 0.6, 0.05, 1.0))
+#: Message sizes at which an all-reduce's time is fitted, bytes, and by what factor it may differ from latency + bytes / speed.
+MESSAGE_BYTES = np.array([4e3, 32e3, 128e3, 512e3, 1e6, 2e6, 4e6, 16e6, 128e6])
+MESSAGE_FACTOR = 10.0
 #: How strongly a factor that the data says little about is held to its prior: in units of one row's log error over the factor's whole range.
 PRIOR_WEIGHT = 0.7
 #: The same when a model is left out: the fewer models a GPU was measured with, the more its factors lean on other GPUs'.
-PRIOR_WEIGHT_LEFT_OUT = 6.0
+PRIOR_WEIGHT_LEFT_OUT = 3.0
+#: Log errors much below this count squared, much above it by their size: a few odd kernels do not decide.
+ODD = 0.03
 ROOFLINE = Factors(
-    p=64.0, hbm_share=1.0, flop_share=1.0, kv_share=1.0, attention_share=1.0, hidden_passes=0.0, ffn_passes=0.0, attention_passes=0.0,
-    expert_hbm_share=1.0, expert_flop_share=1.0, expert_spread=1.0, attention_p=64.0, step_s=0.0, layer_s=0.0,
-    prefill_layer_s=0.0, decode_layer_s=0.0, expert_layer_s=0.0, link_latency_s=0.0, link_share=1.0,
+    p=64.0, hbm_share=1.0, flop_share=1.0, kv_share=1.0, past_attention_share=1.0, attention_share=1.0, attention_half_tokens=0.0,
+    hidden_passes=0.0, ffn_passes=0.0, attention_passes=0.0, expert_hbm_share=1.0, expert_flop_share=1.0, expert_skew=0.0,
+    expert_pad_tokens=0.0, step_s=0.0, layer_s=0.0, prefill_layer_s=0.0, decode_layer_s=0.0, sequence_layer_s=0.0, expert_layer_s=0.0,
+    link_latency_s=0.0, link_share=1.0,
 )  # fmt: skip
 
 GENERIC = Factors(**{name: start for name, start, *_ in FITTED + LINK})
@@ -81,74 +87,96 @@ def load_steps(file: Path) -> tuple[list[Steps], dict[str, str]]:
 def predict(steps: Steps, profile: Profile) -> np.ndarray:
     """Seconds of each row, by the same terms that make the engine's tables."""
     terms = Terms(model(steps.model), gpu(steps.system), profile, steps.tp)
-    f, m = profile.factors, terms.model
+    m = terms.model
     prompts = (steps.prefill > 0).astype(float)
-    seconds = terms.linear(steps.prefill + steps.decodes) + terms.head(steps.decodes + prompts) + terms.decodes(steps.decodes)
-    seconds = seconds + steps.decodes * steps.context * terms.kv_token_s(m.layers - m.window_layers)
-    per_pair, half, per_token, p, _ = terms.chunk_coefficients()
-    n, past = np.maximum(steps.prefill, 1.0), steps.cached
-    arithmetic, reading = per_pair * n * (past + 0.5 * n) * (n + half) / n, per_token * (past + n)
-    larger, smaller = np.maximum(arithmetic, reading), np.minimum(arithmetic, reading)
-    chunk = larger * (1.0 + (smaller / larger) ** p) ** (1.0 / p)
-    return seconds + prompts * (chunk + m.layers * f.prefill_layer_s)
+    seconds = (
+        terms.linear(steps.prefill + steps.decodes) + terms.head(steps.decodes + prompts) + terms.decodes(steps.decodes)
+    )
+    seconds = seconds + steps.decodes * (steps.context + 1) * terms.kv_token_s(m.layers - m.window_layers)
+    return seconds + prompts * (
+        chunk_seconds(steps, terms.chunk_coefficients()) + m.layers * profile.factors.prefill_layer_s
+    )
 
 
-def fit(groups: Sequence[Steps], start: Profile, *, with_link: bool, prior_weight: float = PRIOR_WEIGHT) -> Profile:
-    """Factors that make the log of the error small, robustly (soft L1: a few odd kernels do not decide)."""
-    names = FITTED + (LINK if with_link else ())
+def chunk_seconds(steps: Steps, coefficients: np.ndarray) -> np.ndarray:
+    """Prefill attention, as `chunk_ps` has it.
+
+    A mixed row's prefill tokens are an average piece of prompts as long as `cached_prefix_tokens` says (that is how
+    aiconfigurator puts mixed steps together, engine reference, section 9), not a chunk after that many tokens: a piece of a longer
+    prompt has half of the rest before it on average, and more tokens than a prompt has are several prompts.
+    """
+    past_pair, new_pair, half, past_token, new_token = coefficients
+    mixed = steps.kind == "mixed"
+    n = steps.prefill
+    past = np.where(mixed, np.maximum(steps.cached - n, 0.0) / 2, steps.cached)
+    length = np.where(mixed, np.minimum(n, steps.cached), n)
+    return past * np.maximum(past_pair * n, past_token) + new_pair * 0.5 * n * (length + half) + new_token * n
+
+
+def fit(groups: Sequence[Steps], start: Profile, prior_weight: float = PRIOR_WEIGHT) -> Profile:
+    """Factors and all-reduce tables that make the log of the error small, robustly."""
+    groups_of_gpus = sorted({group.tp for group in groups if group.tp > 1})
+    names = FITTED + (LINK if groups_of_gpus else ())
     low, high = np.array([x[2] for x in names]), np.array([x[3] for x in names])
+    tables = len(groups_of_gpus) * len(MESSAGE_BYTES)
 
     def profile(x: np.ndarray) -> Profile:
-        return start.with_factors(**{name: float(value) for (name, *_), value in zip(names, low + x * (high - low), strict=True)})
+        values = low + x[: len(names)] * (high - low)
+        guess = replace(
+            start.with_factors(**{name: float(value) for (name, *_), value in zip(names, values, strict=True)}),
+            all_reduce={},
+        )
+        stretched = MESSAGE_FACTOR ** (2 * x[len(names) :].reshape(-1, len(MESSAGE_BYTES)) - 1)
+        return replace(
+            guess,
+            all_reduce={
+                gpus: all_reduce_table(guess, gpus, stretch)
+                for gpus, stretch in zip(groups_of_gpus, stretched, strict=True)
+            },
+        )
 
     def miss(x: np.ndarray) -> np.ndarray:
         guess = profile(x)
-        rows = [np.log(predict(group, guess) / group.seconds) for group in groups]
-        return np.concatenate([*rows, prior_weight * (x - prior)])
+        rows = np.concatenate([np.log(predict(group, guess) / group.seconds) for group in groups])
+        soft = np.sign(rows) * ODD * np.sqrt(2 * (np.sqrt(1 + (rows / ODD) ** 2) - 1))
+        return np.concatenate([soft, prior_weight * (x - prior)])
 
-    prior = (np.array([getattr(start.factors, name) for name, *_ in names]) - low) / (high - low)
-    best = None
-    for first in (prior, np.full(len(names), 0.3)):
-        found = least_squares(miss, np.clip(first, 1e-3, 1 - 1e-3), bounds=(0, 1), loss="soft_l1", f_scale=0.02, x_scale=0.1, max_nfev=200)
-        if best is None or found.cost < best.cost:
-            best = found
-    assert best is not None
-    return profile(best.x)
+    known = (np.array([getattr(start.factors, name) for name, *_ in names]) - low) / (high - low)
+    prior = np.concatenate([known, np.full(tables, 0.5)])
+    found = least_squares(miss, np.clip(prior, 1e-3, 1 - 1e-3), bounds=(0, 1), x_scale=0.1, max_nfev=60)
+    return profile(found.x)
 
 
-def fit_all_reduce(groups: Sequence[Steps], base: Profile) -> Profile:
-    """Latency and speed of an all-reduce for each TP, from the rows of that TP, for GPUs without NVLink: a table, not a datasheet."""
-    table = {}
-    for tp in sorted({group.tp for group in groups if group.tp > 1}):
-        rows = [group for group in groups if group.tp == tp]
-
-        def miss(x: np.ndarray, tp: int = tp, rows: list[Steps] = rows) -> np.ndarray:
-            guess = replace(base, all_reduce={**table, tp: (float(np.exp(x[0])), float(np.exp(x[1])))})
-            return np.concatenate([np.log(predict(group, guess) / group.seconds) for group in rows])
-
-        found = least_squares(miss, [np.log(20e-6), np.log(5e9)], loss="soft_l1", f_scale=0.05)
-        table[tp] = (float(np.exp(found.x[0])), float(np.exp(found.x[1])))
-    return replace(base, all_reduce=table)
+def all_reduce_table(profile: Profile, gpus: int, stretch: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """(bytes, seconds) of one all-reduce: latency + bytes / speed, stretched."""
+    terms = Terms(model("llama-3.1-8b"), gpu(profile.name), profile, gpus)
+    speed = (terms.gpu.link_bytes_per_s or terms.gpu.pcie_bytes_per_s) * profile.factors.link_share
+    seconds = profile.factors.link_latency_s + 2.0 * (gpus - 1) / gpus * MESSAGE_BYTES / speed
+    return tuple((float(size), float(time)) for size, time in zip(MESSAGE_BYTES, seconds * stretch, strict=True))
 
 
 def fit_gpu(
     groups: Sequence[Steps], name: str, prior: Factors | None = None, prior_weight: float = PRIOR_WEIGHT
 ) -> Profile:
-    """All factors of one GPU from its groups: with the link if it has one, else TP 1 first and a measured all-reduce per TP."""
+    """All factors of one GPU from its groups."""
     start = Profile(name, prior or GENERIC, "", "fitted", {}, models=tuple(sorted({group.model for group in groups})))
-    if gpu(name).link_bytes_per_s is not None:
-        return fit(groups, start, with_link=any(group.tp > 1 for group in groups), prior_weight=prior_weight)
-    single = [group for group in groups if group.tp == 1]
-    if not single:
-        return fit_all_reduce(groups, start)
-    return fit_all_reduce(groups, fit(single, start, with_link=False, prior_weight=prior_weight))
+    return fit(groups, start, prior_weight)
 
 
-def shared_prior(fits: Sequence[Profile]) -> Factors:
-    """The median factors of other GPUs' fits: what is assumed where one GPU's data says little."""
-    if not fits:
+def shared_prior(fits: Sequence[Profile], name: str) -> Factors:
+    """The median factors of other GPUs' fits, what is assumed where one GPU's data says little.
+
+    Of GPUs of the same sort if there are any: with NVLink (HBM, server boards) or without (GDDR, workstation boards).
+    """
+    others = [fit for fit in fits if fit.name != name]
+    others = [
+        fit for fit in others if (gpu(fit.name).link_bytes_per_s is None) == (gpu(name).link_bytes_per_s is None)
+    ] or others
+    if not others:
         return GENERIC
-    return Factors(**{name: float(np.median([getattr(fit.factors, name) for fit in fits])) for name, *_ in FITTED + LINK})
+    return Factors(
+        **{factor: float(np.median([getattr(fit.factors, factor) for fit in others])) for factor, *_ in FITTED + LINK}
+    )
 
 
 def fit_all(groups: Sequence[Steps]) -> tuple[dict[str, Profile], dict[str, Factors]]:
@@ -156,7 +184,7 @@ def fit_all(groups: Sequence[Steps]) -> tuple[dict[str, Profile], dict[str, Fact
     names = sorted({group.system for group in groups})
     mine = {name: [group for group in groups if group.system == name] for name in names}
     first = {name: fit_gpu(mine[name], name) for name in names}
-    priors = {name: shared_prior([first[other] for other in names if other != name]) for name in names}
+    priors = {name: shared_prior(list(first.values()), name) for name in names}
     return {name: fit_gpu(mine[name], name, priors[name]) for name in names}, priors
 
 
@@ -173,17 +201,17 @@ def relative(groups: Sequence[Steps], profile: Profile, kind: str | None = None)
     return np.concatenate(parts)
 
 
-def leave_one_model_out(groups: Sequence[Steps], name: str, prior: Factors | None = None) -> tuple[float, dict[str, float]]:
-    """Error on each model when fitted on the others: mean over rows, and by model. All-reduce tables stay, they belong to the host."""
-    models = sorted({group.model for group in groups})
+def leave_one_model_out(
+    groups: Sequence[Steps], name: str, prior: Factors | None = None
+) -> tuple[float, dict[str, float]]:
+    """Error on each model when fitted on this GPU's other models: mean over the rows it is judged on, and by model."""
     errors, by_model = [], {}
-    tables = fit_gpu(groups, name, prior).all_reduce
-    for left_out in models:
+    for left_out in sorted({group.model for group in judged(groups, name)}):
         rest = [group for group in groups if group.model != left_out]
         if not rest:
             continue
-        fitted = replace(fit_gpu(rest, name, prior, PRIOR_WEIGHT_LEFT_OUT), all_reduce=tables)
-        missed = relative([group for group in groups if group.model == left_out], fitted)
+        fitted = fit_gpu(rest, name, prior, PRIOR_WEIGHT_LEFT_OUT)
+        missed = relative([group for group in judged(groups, name) if group.model == left_out], fitted)
         by_model[left_out] = float(np.mean(missed))
         errors.append(missed)
     return (float(np.mean(np.concatenate(errors))) if errors else float("nan")), by_model
@@ -199,11 +227,11 @@ def summary(groups: Sequence[Steps], profile: Profile) -> dict[str, float]:
     return found | {"p90": float(np.quantile(missed, 0.9))}
 
 
-def judged(groups: list[Steps], name: str) -> list[Steps]:
+def judged(groups: Sequence[Steps], name: str) -> list[Steps]:
     """The rows a GPU is judged on: without NVLink, TP 1 (its all-reduce is a property of the host)."""
     if gpu(name).link_bytes_per_s is None and any(group.tp == 1 for group in groups):
         return [group for group in groups if group.tp == 1]
-    return groups
+    return list(groups)
 
 
 def kernel_report(data: Path) -> dict[str, Any]:
@@ -221,27 +249,14 @@ def kernel_report(data: Path) -> dict[str, Any]:
         mine = [group for group in groups if group.system == name]
         rows = judged(mine, name)
         fitted = fits[name]
-        left_out, by_model = leave_one_model_out(rows, name, priors[name])
+        left_out, by_model = leave_one_model_out(mine, name, priors[name])
         row: dict[str, Any] = {"points": sum(len(group.seconds) for group in rows)} | summary(rows, fitted)
         row["leave_one_model_out"], row["leave_one_model_out_by_model"] = left_out, by_model
         row["plain_roofline"] = mape(rows, replace(fitted, factors=ROOFLINE, all_reduce={}))
         row["with_tp"] = mape(mine, fitted)
-        row["chunk_kernel_agrees"] = chunk_agrees(rows[0], fitted)
         try:
             row["shipped"] = mape(rows, load_profile(name).with_factors(host_s=0.0))  # kernel sums have no host time
         except InferenceGymError as error:
             row["shipped"] = str(error)
         found["gpus"][name] = row
     return found
-
-
-def chunk_agrees(group: Steps, profile: Profile) -> bool:
-    """Whether the engine's chunk kernel and the vectorised formula above say the same."""
-    terms = Terms(model(group.model), gpu(group.system), profile, group.tp)
-    c = terms.chunk_coefficients()
-    scaled = c.copy()
-    scaled[[0, 2, 4]] *= 1e12
-    n, past = 777, 1234
-    arithmetic, reading = c[0] * n * (past + 0.5 * n) * (n + c[1]) / n, c[2] * (past + n)
-    expected = (arithmetic ** c[3] + reading ** c[3]) ** (1 / c[3])
-    return bool(abs(chunk_ps(scaled, n, past) / 1e12 / expected - 1) < 1e-9)

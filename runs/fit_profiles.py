@@ -48,7 +48,7 @@ def gpu_profiles(data: Path) -> dict[str, Profile]:
     for name, fitted in fits.items():
         mine = [group for group in groups if group.system == name]
         rows = judged(mine, name)
-        left_out, _ = leave_one_model_out(rows, name, priors[name])
+        left_out, _ = leave_one_model_out(mine, name, priors[name])
         error = summary(rows, fitted) | {"leave_one_model_out": left_out}
         if rows != mine:
             error["with_tensor_parallel"] = mape(mine, fitted)
@@ -56,7 +56,11 @@ def gpu_profiles(data: Path) -> dict[str, Profile]:
         factors = replace(fitted.factors, host_s=0.5e-3)
         points = sum(len(group.seconds) for group in mine)
         found[name] = replace(
-            fitted, factors=factors, fitted_on=f"{points} steps: {KERNELS}; host_s: assumed", error=error, speedup=SPEEDUP[name] | ASSUMED
+            fitted,
+            factors=factors,
+            fitted_on=f"{points} steps: {KERNELS}; host_s: assumed",
+            error=error,
+            speedup=SPEEDUP[name] | ASSUMED,
         )
     return found
 
@@ -68,9 +72,9 @@ def borrowed(fits: dict[str, Profile]) -> dict[str, Profile]:
         pro, name="rtx-4090", trust="borrowed", models=(), all_reduce={}, fitted_on="factors of the RTX PRO 6000; nothing measured on an RTX 4090",
         error={"mape": 0.12, "leave_one_model_out": 0.15}, speedup={"fp8": SPEEDUP["l40s"]["fp8"]} | ASSUMED,
     )  # fmt: skip
-    shared = shared_prior([fits[name] for name in ("a100-80g", "h100", "h200", "b200")])
+    shared = shared_prior([fits[name] for name in ("a100-80g", "h100", "h200", "b200")], "mi300x")
     amd = Profile(
-        name="mi300x", factors=replace(shared, hbm_share=0.7, flop_share=0.5, attention_share=0.35, kv_share=0.65, host_s=0.7e-3), trust="borrowed",
+        name="mi300x", factors=replace(shared, hbm_share=0.7, flop_share=0.5, past_attention_share=0.35, attention_share=0.35, kv_share=0.65, host_s=0.7e-3), trust="borrowed",
         fitted_on="median factors of four NVIDIA GPUs, shares lowered as assumed for ROCm; nothing measured on an MI300X",
         error={"mape": 0.3, "leave_one_model_out": 0.3}, speedup={"fp8": (1.4, 1.4)} | ASSUMED,
     )  # fmt: skip
@@ -90,7 +94,17 @@ def cpu_vllm(data: Path) -> Profile:
     with (data / "cpu_engines" / "vllm_iter_idle_eager.csv").open() as file:
         rows = list(csv.DictReader(file))
     kv_tokens = 512 * 2**20 / (23040 * 1.0)  # 512 MiB of KV at 23,040 bytes a token
-    a = np.array([[1.0, float(r["ctx_tokens"]) + float(r["gen_tokens"]), float(r["gen_reqs"]), float(r["kv_usage_pct"]) / 100 * kv_tokens] for r in rows])
+    a = np.array(
+        [
+            [
+                1.0,
+                float(r["ctx_tokens"]) + float(r["gen_tokens"]),
+                float(r["gen_reqs"]),
+                float(r["kv_usage_pct"]) / 100 * kv_tokens,
+            ]
+            for r in rows
+        ]
+    )
     ms = np.array([float(r["elapsed_ms"]) for r in rows])
     keep = ms > 0
     a, ms = a[keep], ms[keep]

@@ -30,23 +30,19 @@ class StepTimes(NamedTuple):
     scalars: npt.NDArray[np.int64]
     """kv_ps_per_token, pre_ps, swap_ps_per_block, swap_fixed_ps, link_ps_per_token, link_fixed_ps, layers, 0."""
     chunk: npt.NDArray[np.float64]
-    """Coefficients of `chunk_ps`: ps per (query, key) pair, half-efficiency length in tokens, ps per token read, exponent p, fixed ps."""
+    """Coefficients of `chunk_ps`: ps per (new, past) pair, ps per (new, new) pair, half-efficiency length in tokens,
+    ps per past token, ps per new token."""
 
 
 @kernel
 def chunk_ps(chunk: npt.NDArray[np.float64], n: int, past: int) -> int:
     """Attention of one prefill chunk: n new tokens after `past` that are in the cache already; picoseconds.
 
-    Arithmetic over n * (past + n / 2) pairs, slower for short chunks by n / (n + half), and the read of past + n tokens of KV,
-    put together by a p-norm: whichever is larger, smoothly.
+    To the past, arithmetic over n * past pairs, or reading the past's KV if that takes longer (a few new tokens after many);
+    among the new tokens, n * n / 2 pairs at a pace that rises with the chunk's length. No powers: this runs once a chunk.
 
     chunk : float64[5], see StepTimes.chunk, read only
     """
-    arithmetic = chunk[0] * (n * (past + 0.5 * n)) * ((n + chunk[1]) / n)
-    reading = chunk[2] * (past + n)
-    larger = max(arithmetic, reading)
-    if larger <= 0.0:
-        return int(round(chunk[4]))
-    smaller = min(arithmetic, reading) / larger
-    p = chunk[3]
-    return int(round(larger * (1.0 + smaller**p) ** (1.0 / p) + chunk[4]))
+    to_past = past * max(chunk[0] * n, chunk[3])
+    among_new = chunk[1] * (0.5 * n * (n + chunk[2]))
+    return int(round(to_past + among_new + chunk[4] * n))

@@ -6,6 +6,7 @@ own profile has the same form. Shipped ones lie in `engine/profiles/`; `runs/fit
 
 from __future__ import annotations
 
+import itertools
 import math
 import tomllib
 from collections.abc import Mapping
@@ -29,18 +30,20 @@ class Factors:
     """Share of peak FLOP/s that linear layers reach."""
     kv_share: float = 0.75
     """Share of memory bandwidth that decode attention reaches."""
-    attention_share: float = 0.5
-    """Share of peak FLOP/s that prefill attention reaches on long chunks."""
-    attention_half_tokens: float = 0.0
-    """Chunk length at which prefill attention reaches half of that."""
-    attention_p: float = 4.0
-    """Exponent that blends arithmetic and reading in prefill attention."""
+    past_attention_share: float = 0.65
+    """Share of peak FLOP/s that prefill attention reaches between new tokens and cached ones."""
+    attention_share: float = 0.65
+    """The same among the new tokens of a long chunk."""
+    attention_half_tokens: float = 1000.0
+    """Chunk length at which attention among new tokens reaches half of that."""
     expert_hbm_share: float = 0.7
     """Share of memory bandwidth that experts' layers reach."""
     expert_flop_share: float = 0.5
     """Share of peak FLOP/s that experts' layers reach."""
-    expert_spread: float = 0.7
-    """How evenly tokens choose experts: 1 is evenly, less means fewer distinct experts a step."""
+    expert_skew: float = 0.7
+    """How unevenly tokens choose experts: the i-th most popular is chosen like i to the -skew; 0 is evenly."""
+    expert_pad_tokens: float = 30.0
+    """Rows of tiles that every chosen expert computes for nothing, tokens."""
     hidden_passes: float = 12.0
     """Elementwise passes over the hidden state a layer (2 bytes each)."""
     ffn_passes: float = 4.0
@@ -80,8 +83,8 @@ class Profile:
     """Relative errors of the fit: mape, decode, prefill, mixed, p90, leave_one_model_out; whatever is known."""
     models: tuple[str, ...] = ()
     """Models it was fitted on: for others `leave_one_model_out` is the error to expect."""
-    all_reduce: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    """By GPUs of a replica: (latency s, bytes/s) of a measured all-reduce, for links a datasheet says nothing true about."""
+    all_reduce: Mapping[int, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    """By GPUs of a replica: (bytes, seconds) of one all-reduce, sizes rising; what was measured, not what a datasheet says."""
     speedup: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By weight format: speed of linear layers relative to bf16 at up to 64 and from 1,024 tokens a step."""
     affine: Mapping[str, Any] = field(default_factory=dict)
@@ -119,9 +122,12 @@ def load_profile(name: str | Path) -> Profile:
     text = str(name)
     if text.endswith(".toml"):
         path = Path(text)
-        if not path.exists():
-            raise InputError("no such file", file=path)
-        return parse_profile(path.read_text(encoding="utf-8"), text)
+        try:
+            return parse_profile(path.read_text(encoding="utf-8"), text)
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", file=path) from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"is not text in UTF-8: {error.reason}", file=path) from None
     if text not in profile_names():
         raise UnknownNameError("profile", text, profile_names())
     file = files("inferencegym.engine") / "profiles" / f"{text}.toml"
@@ -145,17 +151,65 @@ def parse_profile(text: str, file: str) -> Profile:
             raise InputError("lacks this text field", file=file, column=name)
     if table["trust"] not in ("fitted", "borrowed"):
         raise InputError(f"'{table['trust']}' is neither 'fitted' nor 'borrowed'", file=file, column="trust")
+    models = table.get("models", [])
+    if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
+        raise InputError("is not a list of model names", file=file, column="models")
+    parts = {name: _table(table, name, file) for name in ("factors", "error", "all_reduce", "speedup", "affine")}
     return Profile(
         name=table["name"],
-        factors=_factors(table.get("factors", {}), file),
+        factors=_factors(parts["factors"], file),
         fitted_on=table["fitted_on"],
         trust=table["trust"],
-        error={name: _number(value, f"error.{name}", file) for name, value in table.get("error", {}).items()},
-        models=tuple(table.get("models", [])),
-        all_reduce={int(gpus): _pair(pair, f"all_reduce.{gpus}", file) for gpus, pair in table.get("all_reduce", {}).items()},
-        speedup={name: _pair(pair, f"speedup.{name}", file) for name, pair in table.get("speedup", {}).items()},
-        affine=table.get("affine", {}),
+        error={name: _number(value, f"error.{name}", file) for name, value in parts["error"].items()},
+        models=tuple(models),
+        all_reduce=dict(_all_reduce(gpus, points, file) for gpus, points in parts["all_reduce"].items()),
+        speedup={name: _pair(pair, f"speedup.{name}", file) for name, pair in parts["speedup"].items()},
+        affine={name: _affine(name, value, file) for name, value in parts["affine"].items()},
     )
+
+
+def _table(table: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any]:
+    part = table.get(name, {})
+    if not isinstance(part, dict):
+        raise InputError("is not a table", file=file, column=name)
+    return part
+
+
+def _all_reduce(gpus: str, points: Any, file: str) -> tuple[int, tuple[tuple[float, float], ...]]:
+    """GPUs of a replica and its (bytes, seconds) points, sizes rising."""
+    column = f"all_reduce.{gpus}"
+    if not gpus.isdigit() or int(gpus) < 2:
+        raise InputError("is not a number of GPUs, 2 or more", file=file, column=column)
+    if not isinstance(points, list) or not points:
+        raise InputError("is not a list of [bytes, seconds]", file=file, column=column)
+    pairs = tuple(_pair(pair, column, file) for pair in points)
+    if any(size <= 0 or seconds <= 0 for size, seconds in pairs):
+        raise InputError("has a size or a time that is not positive", file=file, column=column)
+    if any(after[0] <= before[0] for before, after in itertools.pairwise(pairs)):
+        raise InputError("has sizes that do not rise", file=file, column=column)
+    return int(gpus), pairs
+
+
+#: Fields of [affine]; decode_s may be a list, by number of decodes.
+_AFFINE = ("step_s", "decode_s", "token_s", "kv_token_s", "prefill_pair_s")
+
+
+def _affine(name: str, value: Any, file: str) -> float | list[float]:
+    column = f"affine.{name}"
+    if name not in _AFFINE:
+        raise InputError(f"no such field; known: {', '.join(_AFFINE)}", file=file, column=column)
+    if name == "decode_s" and isinstance(value, list):
+        if len(value) < 2:
+            raise InputError("needs two entries to be extended beyond its end", file=file, column=column)
+        return [_not_negative(entry, column, file) for entry in value]
+    return _not_negative(value, column, file)
+
+
+def _not_negative(value: Any, column: str, file: str) -> float:
+    number = _number(value, column, file)
+    if number < 0:
+        raise InputError(f"{value} is negative", file=file, column=column)
+    return number
 
 
 def _factors(table: Mapping[str, Any], file: str) -> Factors:
@@ -195,9 +249,17 @@ def write_profile(profile: Profile) -> str:
         "[error]",
         *[f"{name} = {value:.4f}" for name, value in profile.error.items()],
     ]
-    for title, table in (("all_reduce", profile.all_reduce), ("speedup", profile.speedup)):
-        if table:
-            lines += ["", f"[{title}]", *[f"{key} = [{pair[0]:.6g}, {pair[1]:.6g}]" for key, pair in table.items()]]
+    if profile.all_reduce:
+        lines += ["", "# GPUs of a replica: [bytes, seconds] of one all-reduce.", "[all_reduce]"]
+        for gpus, points in profile.all_reduce.items():
+            lines.append(f"{gpus} = [{', '.join(f'[{size:.0f}, {seconds:.4g}]' for size, seconds in points)}]")
+    if profile.speedup:
+        lines += [
+            "",
+            "# Speed of linear layers relative to bf16, at up to 64 and from 1,024 tokens a step.",
+            "[speedup]",
+        ]
+        lines += [f"{name} = [{few:.6g}, {many:.6g}]" for name, (few, many) in profile.speedup.items()]
     if profile.affine:
         lines += ["", "[affine]"]
         for name, value in profile.affine.items():

@@ -6,6 +6,7 @@ in the context, prefill attention by chunk, elementwise work, all-reduces, launc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,10 +44,10 @@ class Terms:
         shared = m.layers * m.attention_params + m.dense_ffn_params
         main = self._blend(shared * 2.0 / t, 2.0 * tokens * shared / t, f.hbm_share, f.flop_share)
         if m.experts:
-            drawn = tokens * f.expert_spread
-            chosen = m.experts * -np.expm1(drawn * np.log1p(-m.experts_active / m.experts))
+            chosen = distinct_experts(tokens, m.experts, m.experts_active, f.expert_skew)
             all_experts = m.moe_layers * m.expert_params / t
-            flops = 2.0 * tokens * all_experts * m.experts_active
+            # A matrix product works in tiles: every expert that is read costs some rows more than it has tokens.
+            flops = 2.0 * all_experts * (tokens * m.experts_active + chosen * f.expert_pad_tokens)
             main = main + self._blend(all_experts * chosen * 2.0, flops, f.expert_hbm_share, f.expert_flop_share)
         main = main / self._speedup(tokens)
         width = m.ffn if not m.experts else m.expert_ffn * (m.experts_active + m.shared_experts)
@@ -73,24 +74,26 @@ class Terms:
 
     def all_reduces(self, tokens: Floats) -> Floats:
         """Two all-reduces a layer and one at the end, of the hidden state in bf16."""
-        t, f = self.tensor_parallel, self.profile.factors
-        if t == 1:
+        if self.tensor_parallel == 1:
             return np.zeros(tokens.shape)
-        payload = 2.0 * (t - 1) / t * tokens * self.model.hidden * 2.0
-        latency, speed = self.link()
-        return (2 * self.model.layers + 1) * (latency + payload / (speed * (1.0 if t in self.profile.all_reduce else f.link_share)))
+        return (2 * self.model.layers + 1) * self.all_reduce(tokens * self.model.hidden * 2.0)
 
-    def link(self) -> tuple[float, float]:
-        """(latency s, bytes/s) of an all-reduce among a replica's GPUs: measured if the profile says so, else the datasheet's link."""
-        if self.tensor_parallel in self.profile.all_reduce:
-            return self.profile.all_reduce[self.tensor_parallel]
+    def all_reduce(self, message_bytes: Floats) -> Floats:
+        """One all-reduce among a replica's GPUs: from the profile's measured table if it has one for so many GPUs.
+
+        Else the link's latency and speed; without NVLink the nearest measured group, by the bytes each GPU moves; without any
+        measurement a tenth of PCIe's speed, which is what such hosts show.
+        """
+        t, f, tables = self.tensor_parallel, self.profile.factors, self.profile.all_reduce
+        if t in tables:
+            return read_table(tables[t], message_bytes)
+        moved = 2.0 * (t - 1) / t * message_bytes
         if self.gpu.link_bytes_per_s is None:
-            # No NVLink and no measurement: the next measured group, or PCIe at a tenth of its speed, which is what such hosts show.
-            measured = sorted(self.profile.all_reduce, key=lambda t: abs(t - self.tensor_parallel))
-            if measured:
-                return self.profile.all_reduce[measured[0]]
-            return self.profile.factors.link_latency_s, 0.1 * self.gpu.pcie_bytes_per_s / self.profile.factors.link_share
-        return self.profile.factors.link_latency_s, self.gpu.link_bytes_per_s
+            if tables:
+                nearest = min(tables, key=lambda gpus: abs(np.log2(gpus / t)))
+                return read_table(tables[nearest], message_bytes) * ((t - 1) / t) / ((nearest - 1) / nearest)
+            return f.link_latency_s + moved / (0.1 * self.gpu.pcie_bytes_per_s)
+        return f.link_latency_s + moved / (self.gpu.link_bytes_per_s * f.link_share)
 
     def head(self, samples: Floats) -> Floats:
         """Output layer for so many emitting requests (bf16 in every weight format)."""
@@ -111,16 +114,47 @@ class Terms:
         return float(self.model.window) if self.model.window_layers else 0.0
 
     def kv_token_s(self, layers: int) -> float:
-        """Reading one token's KV in so many layers."""
-        per_layer = self.model.kv_numbers_per_token(self.tensor_parallel) / self.model.layers * KV_BYTES[self.kv_format]
-        return layers * per_layer / (self.gpu.hbm_bytes_per_s * self.profile.factors.kv_share)
+        """Decode attention to one token of context in so many layers: its KV's bytes (or MLA's arithmetic, if that takes longer)."""
+        m, f = self.model, self.profile.factors
+        per_layer = m.kv_numbers_per_token(self.tensor_parallel) / m.layers * KV_BYTES[self.kv_format]
+        reading = per_layer / (self.gpu.hbm_bytes_per_s * f.kv_share)
+        # MLA decodes in the latent space: every head multiplies with the whole latent, twice.
+        flops = 2.0 * m.heads / self.tensor_parallel * (2 * m.mla_latent - m.mla_rope) if m.mla_latent else 0.0
+        return layers * max(reading, flops / (self.gpu.bf16_flops * f.past_attention_share))
 
     def chunk_coefficients(self) -> Floats:
-        """In seconds: per pair, half length, per token read, exponent, fixed (StepTimes.chunk)."""
+        """In seconds (StepTimes.chunk): per pair with the past, per pair among new tokens, half length, per past token, per new token."""
         m, f, t = self.model, self.profile.factors, self.tensor_parallel
-        depth = m.head_dim if not m.mla_latent else m.mla_latent
-        per_pair = 4.0 * m.heads * depth * m.layers / t / (self.gpu.bf16_flops * f.attention_share)
-        return np.array([per_pair, f.attention_half_tokens, self.kv_token_s(m.layers), f.attention_p, 0.0])
+        full = m.layers - m.window_layers
+        # Scores and values: 2 FLOP each for every head and number of its width; MLA's keys carry the rope's numbers too.
+        pair_flops = 2.0 * (2 * m.head_dim + m.mla_rope) * m.heads / t
+        past_pair = pair_flops / (self.gpu.bf16_flops * f.past_attention_share)
+        new_pair = pair_flops / (self.gpu.bf16_flops * f.attention_share)
+        per_layer = m.kv_numbers_per_token(t) / m.layers * KV_BYTES[self.kv_format]
+        past_token = per_layer / (self.gpu.hbm_bytes_per_s * f.kv_share)
+        windows = m.window_layers * self.window_tokens() * past_pair
+        return np.array([full * past_pair, full * new_pair, f.attention_half_tokens, full * past_token, windows])
+
+
+def distinct_experts(tokens: Floats, experts: int, active: int, skew: float) -> Floats:
+    """How many experts of a layer so many tokens choose at least once, when the i-th most popular is chosen like i to the -skew."""
+    popularity = np.arange(1.0, experts + 1.0) ** -skew
+    chosen = popularity / popularity.sum() * active
+    while (chosen > 1.0).any():
+        # Nobody chooses an expert twice: what is above 1 goes to the others.
+        sure = chosen >= 1.0
+        chosen = np.where(sure, 1.0, chosen * (active - sure.sum()) / chosen[~sure].sum())
+    never = np.log1p(-np.minimum(chosen, 1.0 - 1e-15))
+    distinct: Floats = -np.expm1(np.multiply.outer(tokens, never)).sum(axis=-1)
+    return distinct
+
+
+def read_table(points: Sequence[tuple[float, float]], at: Floats) -> Floats:
+    """Straight lines between points in logarithms; the first point's value below it, in proportion to size above the last."""
+    sizes, seconds = np.array(points).T
+    inside = np.exp(np.interp(np.log(np.maximum(at, sizes[0])), np.log(sizes), np.log(seconds)))
+    scaled: Floats = inside * np.maximum(at / sizes[-1], 1.0)
+    return scaled
 
 
 def build_step_times(
@@ -157,7 +191,7 @@ def build_step_times(
         kv_s, chunk = terms.kv_token_s(model.layers - model.window_layers), terms.chunk_coefficients()
         prefill_s = model.layers * profile.factors.prefill_layer_s
     scaled_chunk = chunk.copy()
-    scaled_chunk[[0, 2, 4]] *= factor * PS_PER_S
+    scaled_chunk[[0, 1, 3, 4]] *= factor * PS_PER_S
     block_bytes = model.kv_bytes_per_token(kv_format, tensor_parallel) * block_size
     context_bytes = model.kv_bytes_per_token(kv_format, tensor_parallel) * tensor_parallel
     return StepTimes(
@@ -190,11 +224,14 @@ def _affine(profile: Profile, tokens: Floats, seqs: Floats) -> tuple[Floats, Flo
     if isinstance(decode, list):
         known = np.arange(len(decode), dtype=np.float64)
         slope = decode[-1] - decode[-2]
-        table = np.where(seqs < len(decode), np.interp(seqs, known, decode), decode[-1] + (seqs - len(decode) + 1) * slope)
+        table = np.where(
+            seqs < len(decode), np.interp(seqs, known, decode), decode[-1] + (seqs - len(decode) + 1) * slope
+        )
     else:
         table = seqs * decode
     linear = np.where(tokens > 0, a.get("step_s", 0.0), 0.0) + tokens * a.get("token_s", 0.0)
-    chunk = np.array([a.get("prefill_pair_s", 0.0), 0.0, 0.0, 4.0, 0.0])
+    pair = a.get("prefill_pair_s", 0.0)
+    chunk = np.array([pair, pair, 0.0, 0.0, 0.0])
     return linear, np.zeros(seqs.shape), table, float(a.get("kv_token_s", 0.0)), chunk
 
 
