@@ -63,7 +63,8 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_a_later_version_is_refused_by_name(tmp_path):
     path = tmp_path / "w.jsonl"
     path.write_text(
-        '{"format": "inferencegym.workload", "version": "99"}\n{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}\n'
+        '{"format": "inferencegym.workload", "version": "99"}\n'
+        '{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}\n'
     )
     with pytest.raises(InputError, match="version 99"):
         read(path)

@@ -285,14 +285,14 @@ def _show(console: Console, found: dict[str, Any]) -> None:
 def _spreads(found: dict[str, Any], arrivals: dict[str, Any]) -> Table:
     """Quantiles, one column a quantity: heading, figures, their scale, and whether they count things."""
     sessions = found["sessions"] or {}
-    columns = (
+    columns: tuple[tuple[str, dict[str, float] | None, float, bool], ...] = (
         ("prompt\ntokens", found["prompt_tokens"], 1.0, True),
         ("output\ntokens", found["output_tokens"], 1.0, True),
         ("gap between\narrivals, ms", arrivals["gaps_s"], 1000.0, False),
         ("turns of\na session", sessions.get("turns"), 1.0, True),
         ("pause before\na turn, s", sessions.get("think_s"), 1.0, False),
     )
-    there = [column for column in columns if column[1] is not None]
+    there = [(heading, values, scale, whole) for heading, values, scale, whole in columns if values is not None]
     table = Table(header_style="bold", title="How they spread", title_justify="left", title_style="bold")
     table.add_column("")
     for heading, *_ in there:

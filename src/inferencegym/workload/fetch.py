@@ -117,6 +117,7 @@ def _download(url: str, part: Path, progress: Progress) -> None:
             _note_etag(answer, _etag_file(part))
             here = _pour(answer, part, here, total, progress)
     except HTTPError as error:
+        error.close()
         if error.code == 416 and here and _whole_length(error) == here:
             return  # all of it was here: a break between the last byte and the end of the earlier call
         raise OfflineError(f"{url}: the server says {error.code} {error.reason}; nothing was changed") from error

@@ -6,6 +6,7 @@ Rows count from 1, a header not counted. What a column holds is checked here; wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -62,17 +63,10 @@ class Table:
         if isinstance(column, list):
             listed = [_text(value, name, row, self.file) for row, value in enumerate(column, 1)]
             column = pa.chunked_array([pa.array(listed, pa.string())])
-        coded = (
-            pc.dictionary_encode(_plain(column))
-            if not pa.types.is_dictionary(column.type)
-            else column.unify_dictionaries()
-        )
-        whole = coded.combine_chunks()
-        whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
-        if whole.null_count:
-            whole = pc.dictionary_encode(pc.fill_null(whole.cast(whole.type.value_type), ""))
-        names = tuple(_decoded(value) or "none" for value in whole.dictionary.cast(pa.binary()).to_pylist())
-        return whole.indices.to_numpy(zero_copy_only=False).astype(np.int64), names or ("default",)
+        coded = pc.dictionary_encode(_names(column, self.file, name)).combine_chunks()
+        coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
+        names = tuple(_decoded(value) or "none" for value in coded.dictionary.to_pylist())
+        return coded.indices.to_numpy(zero_copy_only=False).astype(np.int64), names or ("default",)
 
     def seconds(self, name: str) -> Floats:
         """A column of dates and times, as seconds since 1970 (UTC where no zone is given)."""
@@ -138,35 +132,30 @@ def read_csv(path: Path) -> Table:
     """Every column of a CSV file as text; a row with too few or too many values is an error that names it."""
     from pyarrow import csv
 
-    broken: list[Any] = []
-
-    def note(row: Any) -> str:
-        broken.append(row)
-        return "skip"  # skipped rows are never used: the error below follows
-
     _refuse_empty(path)
     names = csv_header(path)
     try:
         found = csv.read_csv(
             path,
             read_options=csv.ReadOptions(use_threads=False, encoding="utf8", skip_rows=1, column_names=names),
-            parse_options=csv.ParseOptions(invalid_row_handler=note, newlines_in_values=False),
+            parse_options=csv.ParseOptions(newlines_in_values=False),
             convert_options=csv.ConvertOptions(
                 check_utf8=False, column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False
             ),
         )
     except pa.ArrowInvalid as error:
-        raise InputError(f"cannot be read as CSV: {error}", file=path) from error
-    if broken:
-        first = broken[0]
-        row = None if first.number is None else first.number - 1
-        expected = f"{first.expected_columns} ({', '.join(names)})"
-        raise InputError(
-            f"has {first.actual_columns} values where the header has {expected}: {first.text[:80]!r}",
-            file=path,
-            row=row,
-        )
+        raise _csv_error(str(error), names, path) from error
     return Table(path, {name: found.column(i) for i, name in enumerate(names)}, found.num_rows, {})
+
+
+def _csv_error(said: str, names: list[str], path: Path) -> InputError:
+    """Arrow's words for a row with too few or too many values, in ours; its rows count the header."""
+    found = re.search(r"Row #(\d+): Expected \d+ columns, got (\d+): (.*)", said)
+    if found is None:
+        return InputError(f"cannot be read as CSV: {said.splitlines()[0]}", file=path)
+    row, count, text = found.groups()
+    problem = f"has {count} values where the header has {len(names)} ({', '.join(names)}): {text[:80]!r}"
+    return InputError(problem, file=path, row=int(row) - 1)
 
 
 def csv_header(path: Path) -> list[str]:
@@ -288,6 +277,18 @@ def _floats_or_nan(raw: npt.NDArray[Any], column: str) -> Floats:
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _names(column: pa.ChunkedArray, file: Path, name: str) -> pa.ChunkedArray:
+    """A column of names as bytes (which any text is, well-formed or not), without nulls."""
+    plain = _plain(column)
+    if pa.types.is_null(plain.type):
+        return pa.chunked_array([pa.array([b""] * len(plain), pa.binary())])
+    if pa.types.is_integer(plain.type):
+        plain = plain.cast(pa.string())
+    if not any(check(plain.type) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
+        raise InputError(f"holds {plain.type}, not names", file=file, row=1, column=name)
+    return pc.fill_null(plain.cast(pa.binary()), b"")
 
 
 def _first_null(column: pa.Array | pa.ChunkedArray) -> int:

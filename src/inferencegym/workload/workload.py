@@ -127,8 +127,8 @@ class Workload:
             raise InputError(f"there is no such column; columns are {', '.join(COLUMNS)}", column=unknown[0])
         columns: dict[str, Any] = _typed({name: given[name] for name in COLUMNS if name in given})
         offsets, ids = _prefixes(given, len(columns["arrival_s"]))
-        listed = {name: _names(given[name], name) for name in NAMED.values() if name in given}
-        texts = {name: str(given[name]) for name in ("name", "source", "attribution") if name in given}
+        listed: dict[str, Any] = {name: _names(given[name], name) for name in NAMED.values() if name in given}
+        texts: dict[str, Any] = {name: str(given[name]) for name in ("name", "source", "attribution") if name in given}
         made = cls(
             **columns,
             prefix_offsets=offsets,
