@@ -69,6 +69,8 @@ def ask(
     for name, array in (("rows", rows), ("open_rows", open_rows), ("key_ids", key_ids), ("accept", accept)):
         asked[f"{name}_at"] = array.ctypes.data
     asked["key_block"] = workload.prefix_block_tokens
+    parts, rest = divmod(workload.prefix_block_tokens, block_size)
+    asked["key_shift"] = parts.bit_length() - 1 if rest == 0 and parts and parts & (parts - 1) == 0 else -1
     asked["drafts"] = accept.shape[1]
     return Question(asked, rows, open_rows, key_ids, accept)
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
 
 from inferencegym.engine.memory import GAP_BINS, State, core_at, gap_at
 from inferencegym.ground.jit import kernel
+
+
+@intrinsic
+def _leading_zeros(_context: Any, _number: Any) -> Any:
+    """Zero bits before the first one of a positive int64: one machine instruction, where a logarithm would be a call."""
+
+    def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], context.get_constant(types.boolean, True))
+
+    return types.int64(types.int64), code
 
 
 @kernel
@@ -13,9 +26,7 @@ def gap_bin(gap_ps: int) -> int:
     """Bin of a gap. docs/scheduling.md, section 12."""
     if gap_ps < 1 << 20:
         return 0
-    log = math.frexp(float(gap_ps))[1] - 1
-    if gap_ps >> log == 0:
-        log -= 1  # float64 rounded a large integer up to the next power of two
+    log = 63 - _leading_zeros(gap_ps)
     if log - 20 > 31:
         return GAP_BINS - 1
     return 64 * (log - 20) + (gap_ps >> (log - 6)) - 64

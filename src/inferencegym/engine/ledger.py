@@ -55,13 +55,14 @@ def block_key(w: Asked, row: int, j: int, block_size: int) -> int:
 
     Workload blocks may be larger than the engine's (Mooncake's 512 tokens) or smaller (one id of several, the last, names them all).
     """
+    first = row_at(w, row)["key_offset"]
+    shift = w["key_shift"]
+    if shift >= 0:  # an id stands for 2^shift engine blocks
+        return mix(key_id_at(w, first + (j >> shift))["id"] * 4096 + (j & ((1 << shift) - 1)))
     if w["key_block"] >= block_size:
         token = j * block_size
-        return mix(
-            key_id_at(w, row_at(w, row)["key_offset"] + token // w["key_block"])["id"] * 4096
-            + (token % w["key_block"]) // block_size
-        )
-    return mix(key_id_at(w, row_at(w, row)["key_offset"] + ((j + 1) * block_size) // w["key_block"] - 1)["id"] * 4096)
+        return mix(key_id_at(w, first + token // w["key_block"])["id"] * 4096 + (token % w["key_block"]) // block_size)
+    return mix(key_id_at(w, first + ((j + 1) * block_size) // w["key_block"] - 1)["id"] * 4096)
 
 
 @kernel
@@ -174,8 +175,8 @@ def evict(s: State, r: int, n: int) -> None:
         _lru_remove(s, r, node)
         if node_at(s, r, node)["extent"] == 0:
             _index_delete(s, r, node)
-        elif node_at(s, r, node)["owner"] >= 0:
-            slot_at(s, r, node_at(s, r, node)["owner"])["extent"] = -1
+        elif node_at(s, r, node)["parent"] >= 0:
+            slot_at(s, r, node_at(s, r, node)["parent"])["extent"] = -1
         _drop_node(s, r, node)
 
 
@@ -296,7 +297,7 @@ def take_hits(s: State, r: int, slot: int, hits: int, own: int, last: int) -> No
 def disown(s: State, r: int, slot: int) -> None:
     """Leave the private blocks that a request let go of to the LRU for good."""
     if slot_at(s, r, slot)["extent"] >= 0:
-        node_at(s, r, slot_at(s, r, slot)["extent"])["owner"] = -1
+        node_at(s, r, slot_at(s, r, slot)["extent"])["parent"] = -1
         slot_at(s, r, slot)["extent"] = -1
 
 
@@ -335,7 +336,7 @@ def release(s: State, w: Asked, r: int, slot: int, returns: bool) -> None:
         entry = node_at(s, r, node)
         entry["count"] = full - named
         entry["extent"] = 1
-        entry["owner"] = slot if returns else -1
+        entry["parent"] = slot if returns else -1
         me["extent"] = node if returns else -1
         _lru_append(s, r, node)
     for j in range(named - 1, me["shared"] - 1, -1):

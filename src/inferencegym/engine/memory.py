@@ -119,8 +119,8 @@ TENANT = np.dtype(
 PLACE = np.dtype(
     [("used_ps", _i8), ("row", _i4), ("blocks", _i4), ("taken", _i4), ("pad", _i4)], align=True
 )  # llama.cpp's slots
-NODE = np.dtype(
-    [("key", _i8), ("count", _i4), ("refs", _i4), ("prev", _i4), ("next", _i4), ("owner", _i4), ("extent", _i4), ("parent", _i4), ("pad", _i4)],
+NODE = np.dtype(  # parent: the node of the block before; of an extent the slot that may come back for it, or -1
+    [("key", _i8), ("count", _i4), ("refs", _i4), ("prev", _i4), ("next", _i4), ("parent", _i4), ("extent", _i4)],
     align=True,
 )
 INDEX = np.dtype([("entry", _i4)])  # node + 1, or 0
@@ -152,7 +152,7 @@ CHANCE = np.dtype([("chance", _f8)])
 PICOSECONDS = np.dtype([("ps", _i8)])
 
 #: Addresses of the workload's arrays (which outlive it: `engine.asked` holds them).
-ASKED = np.dtype(_integers("rows_at", "open_rows_at", "key_ids_at", "accept_at", "key_block", "drafts"), align=True)
+ASKED = np.dtype(_integers("rows_at", "open_rows_at", "key_ids_at", "accept_at", "key_block", "key_shift", "drafts"), align=True)
 
 #: Addresses of the step-time tables, and the scalars of `StepTimes`.
 TIMES = np.dtype(

@@ -90,6 +90,8 @@ def _plan_shared(s: State, w: Asked, t: Times, r: int) -> None:
     if core["crowd"] == 1:
         budget = _run_crowd(s, w, r)
         if budget < 0:
+            for i in range(core["picked_len"]):
+                slot_at(s, r, picked_at(s, r, i)["slot"])["grant"] = 0
             scatter(s, r)
     if core["crowd"] == 0:
         budget = _run_individuals(s, w, t, r)
@@ -171,11 +173,11 @@ def _hold(s: State, w: Asked, r: int, slot: int, reserve: int, tokens: int) -> N
     """Allocate up to `reserve` tokens' blocks and publish what `tokens` tokens fill. There is room."""
     core = core_at(s, r)
     me = slot_at(s, r, slot)
-    need = blocks_for(reserve, core["block_size"]) - me["blocks"]
-    if need > 0:
+    if reserve > me["blocks"] * core["block_size"]:
+        need = blocks_for(reserve, core["block_size"]) - me["blocks"]
         take_blocks(s, r, need)
         me["blocks"] += need
-    if core["prefix_caching"] == 1 and me["private"] == 0:
+    if core["prefix_caching"] == 1 and me["private"] == 0 and me["computed"] < me["prompt"]:
         publish(s, w, r, slot, tokens)
 
 
@@ -183,10 +185,6 @@ def _hold(s: State, w: Asked, r: int, slot: int, reserve: int, tokens: int) -> N
 def _run_individuals(s: State, w: Asked, t: Times, r: int) -> int:
     """Grant the running requests one by one, preempting where blocks run out; returns the budget left."""
     core = core_at(s, r)
-    slot = core["run_head"]
-    while slot >= 0:
-        slot_at(s, r, slot)["grant"] = 0
-        slot = slot_at(s, r, slot)["next"]
     budget = core["max_num_batched_tokens"]
     if core["scheduler"] == _SARATHI:
         budget, stopped = _visit(s, w, t, r, budget, True, False)
@@ -215,14 +213,15 @@ def _visit(s: State, w: Asked, t: Times, r: int, budget: int, decoding: bool, pr
             n = min(min(me["prompt"] + me["generated"] - me["computed"], budget), _chunk_limit(s, r))
             reserve = me["computed"] + n + k
         if wanted:
-            need = max(0, blocks_for(reserve, size) - me["blocks"])
-            while need > free_blocks(s, r):
-                chosen = victim(s, w, r)
-                back = preempt(s, w, t, r, chosen)
-                budget += back
-                core["granted"] -= back
-                if chosen == slot:
-                    return budget, True
+            if reserve > me["blocks"] * size:
+                need = blocks_for(reserve, size) - me["blocks"]
+                while need > free_blocks(s, r):
+                    chosen = victim(s, w, r)
+                    back = preempt(s, w, t, r, chosen)
+                    budget += back
+                    core["granted"] -= back
+                    if chosen == slot:
+                        return budget, True
             _hold(s, w, r, slot, reserve, me["computed"] + n)
             me["grant"] = n
             budget -= n
