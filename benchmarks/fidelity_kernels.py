@@ -22,27 +22,31 @@ from inferencegym.ground.facts import gpu, model
 #: Name, start, lower and upper bound of each fitted factor: physical ones (no share above 1, no negative overhead).
 FITTED = (
     ("p", 2.0, 1.0, 6.0), ("hbm_share", 0.8, 0.4, 0.95), ("flop_share", 0.75, 0.3, 0.95), ("kv_share", 0.8, 0.3, 1.0),
-    ("past_attention_share", 0.6, 0.1, 1.0), ("attention_share", 0.6, 0.1, 1.0), ("attention_half_tokens", 1000.0, 0.0, 4000.0),
-    ("expert_hbm_share", 0.8, 0.2, 1.0), ("expert_flop_share", 0.5, 0.1, 1.0), ("expert_skew", 0.7, 0.0, 1.2), ("expert_pad_tokens", 30.0, 0.0, 128.0),
+    ("past_attention_share", 0.6, 0.1, 1.0), ("attention_share", 0.6, 0.1, 1.0),
+    ("attention_half_tokens", 1000.0, 0.0, 4000.0), ("expert_hbm_share", 0.8, 0.2, 1.0),
+    ("expert_flop_share", 0.5, 0.1, 1.0),
+    ("expert_skew", 0.7, 0.0, 1.2), ("expert_pad_tokens", 30.0, 0.0, 128.0),
     ("attention_passes", 6.0, 0.0, 60.0), ("hidden_passes", 12.0, 2.0, 40.0), ("ffn_passes", 4.0, 1.0, 20.0),
     ("step_s", 50e-6, 0.0, 600e-6), ("layer_s", 20e-6, 0.0, 80e-6), ("prefill_layer_s", 15e-6, 0.0, 80e-6),
     ("decode_layer_s", 1e-6, 0.0, 40e-6), ("sequence_layer_s", 3e-8, 0.0, 2e-7), ("expert_layer_s", 10e-6, 0.0, 80e-6),
 )  # fmt: skip
 LINK = (("link_latency_s", 6e-6, 0.5e-6, 40e-6), ("link_share", 0.6, 0.05, 1.0))
-#: Message sizes at which an all-reduce's time is fitted, bytes, and by what factor it may differ from latency + bytes / speed.
+#: Message sizes at which an all-reduce's time is fitted, bytes, and how many times more or less than latency +
+#: bytes / speed it may be.
 MESSAGE_BYTES = np.array([4e3, 32e3, 128e3, 512e3, 1e6, 2e6, 4e6, 16e6, 128e6])
 MESSAGE_FACTOR = 10.0
-#: How strongly a factor that the data says little about is held to its prior: in units of one row's log error over the factor's whole range.
+#: How strongly a factor that the data says little about is held to its prior: in units of one row's log error over the
+#: factor's whole range.
 PRIOR_WEIGHT = 0.7
-#: The same when a model is left out: the fewer models a GPU was measured with, the more its factors lean on other GPUs'.
+#: The same when a model is left out: the fewer models were measured, the more other GPUs' factors count.
 PRIOR_WEIGHT_LEFT_OUT = 3.0
 #: Log errors much below this count squared, much above it by their size: a few odd kernels do not decide.
 ODD = 0.03
 ROOFLINE = Factors(
-    p=64.0, hbm_share=1.0, flop_share=1.0, kv_share=1.0, past_attention_share=1.0, attention_share=1.0, attention_half_tokens=0.0,
-    hidden_passes=0.0, ffn_passes=0.0, attention_passes=0.0, expert_hbm_share=1.0, expert_flop_share=1.0, expert_skew=0.0,
-    expert_pad_tokens=0.0, step_s=0.0, layer_s=0.0, prefill_layer_s=0.0, decode_layer_s=0.0, sequence_layer_s=0.0, expert_layer_s=0.0,
-    link_latency_s=0.0, link_share=1.0,
+    p=64.0, hbm_share=1.0, flop_share=1.0, kv_share=1.0, past_attention_share=1.0, attention_share=1.0,
+    attention_half_tokens=0.0, hidden_passes=0.0, ffn_passes=0.0, attention_passes=0.0, expert_hbm_share=1.0,
+    expert_flop_share=1.0, expert_skew=0.0, expert_pad_tokens=0.0, step_s=0.0, layer_s=0.0, prefill_layer_s=0.0,
+    decode_layer_s=0.0, sequence_layer_s=0.0, expert_layer_s=0.0, link_latency_s=0.0, link_share=1.0,
 )  # fmt: skip
 
 GENERIC = Factors(**{name: start for name, start, *_ in FITTED + LINK})
@@ -77,8 +81,9 @@ def load_steps(file: Path) -> tuple[list[Steps], dict[str, str]]:
             continue
         found.append(
             Steps(
-                *names, int(key[2]), columns["step_kind"][rows], columns["prefill_tokens"][rows].astype(float), columns["cached_prefix_tokens"][rows].astype(float),
-                columns["decode_seqs"][rows].astype(float), columns["context_tokens"][rows].astype(float), columns["step_ms"][rows] / 1e3,
+                *names, int(key[2]), columns["step_kind"][rows], columns["prefill_tokens"][rows].astype(float),
+                columns["cached_prefix_tokens"][rows].astype(float), columns["decode_seqs"][rows].astype(float),
+                columns["context_tokens"][rows].astype(float), columns["step_ms"][rows] / 1e3,
             )
         )  # fmt: skip
     return found, skipped
@@ -102,8 +107,8 @@ def chunk_seconds(steps: Steps, coefficients: np.ndarray) -> np.ndarray:
     """Prefill attention, as `chunk_ps` has it.
 
     A mixed row's prefill tokens are an average piece of prompts as long as `cached_prefix_tokens` says (that is how
-    aiconfigurator puts mixed steps together, engine reference, section 9), not a chunk after that many tokens: a piece of a longer
-    prompt has half of the rest before it on average, and more tokens than a prompt has are several prompts.
+    aiconfigurator puts mixed steps together), not a chunk after that many tokens: a piece of a longer prompt has
+    half of the rest before it on average, and more tokens than a prompt has are several prompts.
     """
     past_pair, new_pair, half, past_token, new_token = coefficients
     mixed = steps.kind == "mixed"
@@ -238,8 +243,11 @@ def kernel_report(data: Path) -> dict[str, Any]:
     """The kernels' part of the fidelity report."""
     groups, skipped = load_steps(data / "kernel_step_times.parquet")
     found: dict[str, Any] = {
-        "note": "`mape` to `p90`: factors refitted on this data; `shipped`: the package's profile as it is; `leave_one_model_out`: each model judged by "
-        "factors fitted on this GPU's others, leaning on the median factors of the other GPUs; `plain_roofline`: peaks, no factors. GPUs without NVLink are judged at TP 1; `with_tp` has all rows, with the measured all-reduce table.",
+        "note": "`mape` to `p90`: factors refitted on this data; `shipped`: the package's profile as it is; "
+        "`leave_one_model_out`: each model judged by factors fitted on this GPU's others, leaning on the median factors "
+        "of the other GPUs of its sort; `plain_roofline`: peaks, no factors. GPUs without NVLink are judged at TP 1; "
+        "`with_tp` has all rows, with the measured all-reduce table. Mixed rows are read as average pieces of prompts as long as "
+        "their context, which is how aiconfigurator makes them.",
         "skipped": skipped,
         "gpus": {},
     }

@@ -1,6 +1,7 @@
 """Step-time tables as the engine takes them, and the one part of a step that is no table: attention of a prefill chunk.
 
-All times are integer picoseconds, rounded once. `step_time.build_step_times` makes the tables; docs/profiles.md has the formulas.
+All times are integer picoseconds, rounded once. `step_time.build_step_times` makes the tables; docs/profiles.md has the
+formulas.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class StepTimes(NamedTuple):
 def chunk_ps(chunk: npt.NDArray[np.float64], n: int, past: int) -> int:
     """Attention of one prefill chunk: n new tokens after `past` that are in the cache already; picoseconds.
 
-    To the past, arithmetic over n * past pairs, or reading the past's KV if that takes longer (a few new tokens after many);
-    among the new tokens, n * n / 2 pairs at a pace that rises with the chunk's length. No powers: this runs once a chunk.
+    To the past, arithmetic over n * past pairs, or reading the past's KV if that takes longer (a few new tokens after
+    many); among the new tokens, n * n / 2 pairs at a pace that rises with the chunk's length. No powers: quick.
 
     chunk : float64[5], see StepTimes.chunk, read only
     """
     to_past = past * max(chunk[0] * n, chunk[3])
     among_new = chunk[1] * (0.5 * n * (n + chunk[2]))
-    return int(round(to_past + among_new + chunk[4] * n))
+    return round(to_past + among_new + chunk[4] * n)

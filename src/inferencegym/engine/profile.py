@@ -1,7 +1,7 @@
 """Step-time profiles: how close to its datasheet a GPU comes, fitted to measurements, and how far to trust the result.
 
-A profile is a TOML file: efficiencies (shares of a peak), overheads (seconds), what it was fitted on and its error. A live engine's
-own profile has the same form. Shipped ones lie in `engine/profiles/`; `runs/fit_profiles.py` makes them.
+A profile is a TOML file: efficiencies (shares of a peak), overheads (seconds), what it was fitted on and its error. A
+live engine's own profile has the same form. Shipped ones lie in `engine/profiles/`; `runs/fit_profiles.py` makes them.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ class Profile:
     models: tuple[str, ...] = ()
     """Models it was fitted on: for others `leave_one_model_out` is the error to expect."""
     all_reduce: Mapping[int, tuple[tuple[float, float], ...]] = field(default_factory=dict)
-    """By GPUs of a replica: (bytes, seconds) of one all-reduce, sizes rising; what was measured, not what a datasheet says."""
+    """By GPUs of a replica: (bytes, seconds) of one all-reduce, sizes rising: measured, not from a datasheet."""
     speedup: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By weight format: speed of linear layers relative to bf16 at up to 64 and from 1,024 tokens a step."""
     affine: Mapping[str, Any] = field(default_factory=dict)
-    """Measured step time of one model on one engine instead of a formula: step_s, decode_s (a number, or a list by decodes),
-    token_s, kv_token_s, prefill_pair_s."""
+    """Measured step time of one model on one engine instead of a formula: step_s, token_s (any token), decode_s (beyond
+    its token: a number, or a list by decodes), kv_token_s, prefill_pair_s."""
 
     def band(self, model: str) -> float:
         """Relative uncertainty of step times for a model: the fit's own error, more for what it has not seen."""
@@ -118,7 +118,7 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str | Path) -> Profile:
-    """A shipped profile by the name of its GPU, or a TOML file. InputError names the file and the field that is wrong."""
+    """A shipped profile by the name of its GPU, or a TOML file. InputError names the file and the wrong field."""
     text = str(name)
     if text.endswith(".toml"):
         path = Path(text)
@@ -164,7 +164,7 @@ def parse_profile(text: str, file: str) -> Profile:
         models=tuple(models),
         all_reduce=dict(_all_reduce(gpus, points, file) for gpus, points in parts["all_reduce"].items()),
         speedup={name: _pair(pair, f"speedup.{name}", file) for name, pair in parts["speedup"].items()},
-        affine={name: _affine(name, value, file) for name, value in parts["affine"].items()},
+        affine=_affine(parts["affine"], file),
     )
 
 
@@ -190,19 +190,32 @@ def _all_reduce(gpus: str, points: Any, file: str) -> tuple[int, tuple[tuple[flo
     return int(gpus), pairs
 
 
-#: Fields of [affine]; decode_s may be a list, by number of decodes.
 _AFFINE = ("step_s", "decode_s", "token_s", "kv_token_s", "prefill_pair_s")
 
 
-def _affine(name: str, value: Any, file: str) -> float | list[float]:
-    column = f"affine.{name}"
-    if name not in _AFFINE:
-        raise InputError(f"no such field; known: {', '.join(_AFFINE)}", file=file, column=column)
-    if name == "decode_s" and isinstance(value, list):
-        if len(value) < 2:
-            raise InputError("needs two entries to be extended beyond its end", file=file, column=column)
-        return [_not_negative(entry, column, file) for entry in value]
-    return _not_negative(value, column, file)
+def _affine(table: Mapping[str, Any], file: str) -> dict[str, float | list[float]]:
+    """A measured step time. A decode is a token too: `decode_s` is what it costs beyond one, and may be negative."""
+    found: dict[str, float | list[float]] = {}
+    for name, value in table.items():
+        column = f"affine.{name}"
+        if name not in _AFFINE:
+            raise InputError(f"no such field; known: {', '.join(_AFFINE)}", file=file, column=column)
+        if name != "decode_s":
+            found[name] = _not_negative(value, column, file)
+        elif isinstance(value, list):
+            found[name] = [_number(entry, column, file) for entry in value]
+        else:
+            found[name] = _number(value, column, file)
+    token, decode = found.get("token_s", 0.0), found.get("decode_s", 0.0)
+    assert isinstance(token, float)
+    costs = [d + i * token for i, d in enumerate(decode)] if isinstance(decode, list) else [0.0, decode + token]
+    if len(costs) < 2:
+        raise InputError("needs two entries to be extended beyond its end", file=file, column="affine.decode_s")
+    if min(costs) < 0 or costs[-1] < costs[-2]:
+        raise InputError(
+            "makes a decode cost less than nothing, its token counted", file=file, column="affine.decode_s"
+        )
+    return found
 
 
 def _not_negative(value: Any, column: str, file: str) -> float:

@@ -1,7 +1,7 @@
-"""From facts and factors to step-time tables: an analytic model of one engine iteration. Seconds inside, picoseconds out.
+"""From facts and factors to step-time tables: an analytic model of one engine step. Seconds inside, picoseconds out.
 
-The formula is that of docs/profiles.md: linear layers as a blend of memory and compute time, output layer, decode attention linear
-in the context, prefill attention by chunk, elementwise work, all-reduces, launch overheads.
+The formula is that of docs/profiles.md: linear layers as a blend of memory and compute time, output layer, decode
+attention linear in the context, prefill attention by chunk, elementwise work, all-reduces, launch overheads.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ PCIE_SHARE = 0.8
 SWAP_FIXED_S = 30e-6
 #: Between these token counts a step the speed-up of a weight format goes from its small-batch to its large-batch value.
 FEW_TOKENS, MANY_TOKENS = 64, 1024
+#: Up to so many tokens a curve is computed point by point.
+DENSE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The parts of a step's time as functions of what it computes, seconds; what `build_step_times` tabulates and fits evaluate."""
+    """The parts of a step's time as functions of what it computes, seconds: what tables hold and fits evaluate."""
 
     model: Model
     gpu: Gpu
@@ -81,8 +83,8 @@ class Terms:
     def all_reduce(self, message_bytes: Floats) -> Floats:
         """One all-reduce among a replica's GPUs: from the profile's measured table if it has one for so many GPUs.
 
-        Else the link's latency and speed; without NVLink the nearest measured group, by the bytes each GPU moves; without any
-        measurement a tenth of PCIe's speed, which is what such hosts show.
+        Else the link's latency and speed; without NVLink the nearest measured group, by the bytes each GPU moves;
+        without any measurement a tenth of PCIe's speed, which is what such hosts show.
         """
         t, f, tables = self.tensor_parallel, self.profile.factors, self.profile.all_reduce
         if t in tables:
@@ -114,7 +116,7 @@ class Terms:
         return float(self.model.window) if self.model.window_layers else 0.0
 
     def kv_token_s(self, layers: int) -> float:
-        """Decode attention to one token of context in so many layers: its KV's bytes (or MLA's arithmetic, if that takes longer)."""
+        """Decode attention to one token of context in so many layers: reading its KV, or MLA's arithmetic if longer."""
         m, f = self.model, self.profile.factors
         per_layer = m.kv_numbers_per_token(self.tensor_parallel) / m.layers * KV_BYTES[self.kv_format]
         reading = per_layer / (self.gpu.hbm_bytes_per_s * f.kv_share)
@@ -123,10 +125,10 @@ class Terms:
         return layers * max(reading, flops / (self.gpu.bf16_flops * f.past_attention_share))
 
     def chunk_coefficients(self) -> Floats:
-        """In seconds (StepTimes.chunk): per pair with the past, per pair among new tokens, half length, per past token, per new token."""
+        """StepTimes.chunk in seconds: per past pair, per new pair, half length (tokens), per past and per new token."""
         m, f, t = self.model, self.profile.factors, self.tensor_parallel
         full = m.layers - m.window_layers
-        # Scores and values: 2 FLOP each for every head and number of its width; MLA's keys carry the rope's numbers too.
+        # Scores and values: 2 FLOP for every head and number of its width; MLA's keys carry the rope's numbers too.
         pair_flops = 2.0 * (2 * m.head_dim + m.mla_rope) * m.heads / t
         past_pair = pair_flops / (self.gpu.bf16_flops * f.past_attention_share)
         new_pair = pair_flops / (self.gpu.bf16_flops * f.attention_share)
@@ -137,7 +139,10 @@ class Terms:
 
 
 def distinct_experts(tokens: Floats, experts: int, active: int, skew: float) -> Floats:
-    """How many experts of a layer so many tokens choose at least once, when the i-th most popular is chosen like i to the -skew."""
+    """How many experts of a layer so many tokens choose at least once.
+
+    The i-th most popular expert is chosen like i to the -skew; 0 is evenly.
+    """
     popularity = np.arange(1.0, experts + 1.0) ** -skew
     chosen = popularity / popularity.sum() * active
     while (chosen > 1.0).any():
@@ -145,12 +150,16 @@ def distinct_experts(tokens: Floats, experts: int, active: int, skew: float) -> 
         sure = chosen >= 1.0
         chosen = np.where(sure, 1.0, chosen * (active - sure.sum()) / chosen[~sure].sum())
     never = np.log1p(-np.minimum(chosen, 1.0 - 1e-15))
-    distinct: Floats = -np.expm1(np.multiply.outer(tokens, never)).sum(axis=-1)
-    return distinct
+    at = tokens
+    if len(tokens) > DENSE:
+        # A smooth curve: a whole table is drawn through points 1 % apart, which is a hundred times quicker.
+        at = np.concatenate([np.arange(DENSE), np.geomspace(DENSE, max(tokens.max(), DENSE + 1.0), 500)])
+    distinct = -np.expm1(np.multiply.outer(at, never)).sum(axis=-1)
+    return distinct if at is tokens else np.interp(tokens, at, distinct)
 
 
 def read_table(points: Sequence[tuple[float, float]], at: Floats) -> Floats:
-    """Straight lines between points in logarithms; the first point's value below it, in proportion to size above the last."""
+    """Straight lines between points in logarithms; the first's value below it, in proportion to size above the last."""
     sizes, seconds = np.array(points).T
     inside = np.exp(np.interp(np.log(np.maximum(at, sizes[0])), np.log(sizes), np.log(seconds)))
     scaled: Floats = inside * np.maximum(at / sizes[-1], 1.0)
@@ -177,8 +186,9 @@ def build_step_times(
 ) -> StepTimes:
     """Tables for one replica.
 
-    `factor` stretches every step and `extra_step_s` lengthens it: what a calibration against a live engine finds. `draft_cost` is
-    the time of one draft token relative to a decode step's linear part. The link is that between prefill and decode replicas.
+    `factor` stretches every step and `extra_step_s` lengthens it: what a calibration against a live engine finds.
+    `draft_cost` is the time of one draft token relative to a decode step's linear part. The link is that between
+    prefill and decode replicas.
     """
     terms = Terms(model, gpu, profile, tensor_parallel, weight_format, kv_format, cpu_offload_gib)
     tokens = np.arange(max_tokens + 1, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Facts about GPUs and models, each with its source; add your own with `load_facts(path)`. Bytes, bytes per second, FLOP per second.
+"""Facts about GPUs and models, each with its source; add your own with `load_facts(path)`. Bytes, bytes/s, FLOP/s.
 
 Parameter counts and KV bytes follow from the architecture's constants; tests hold them to what the publishers say.
 """
@@ -88,8 +88,8 @@ class Model:
     def dense_ffn_params(self) -> float:
         """Parameters of all dense feed-forwards, and of shared experts and routers, which every token uses."""
         dense = (self.layers - self.moe_layers) * 3 * self.hidden * self.ffn
-        shared = self.moe_layers * (3 * self.hidden * self.expert_ffn * self.shared_experts + self.hidden * self.experts)
-        return float(dense + shared)
+        shared = 3 * self.hidden * self.expert_ffn * self.shared_experts + self.hidden * self.experts
+        return float(dense + self.moe_layers * shared)
 
     @property
     def expert_params(self) -> float:
@@ -114,13 +114,13 @@ class Model:
         return (self.params() - edges) * per_param + edges * WEIGHT_BYTES["bf16"]
 
     def kv_numbers_per_token(self, tensor_parallel: int = 1) -> float:
-        """Cached numbers a token on one GPU, all layers; heads are shared out among GPUs (never less than one), a latent is not."""
+        """Cached numbers a token on one GPU, all layers: heads are shared out (one a GPU at least), a latent is not."""
         if self.mla_latent:
             return float(self.layers * self.mla_latent)
         return self.layers * 2.0 * max(self.kv_heads / tensor_parallel, 1.0) * self.head_dim
 
     def kv_bytes_per_token(self, kv_format: str = "bf16", tensor_parallel: int = 1) -> float:
-        """KV bytes a token on one GPU. Windowed layers are counted in full, as vLLM allocates them without its hybrid manager."""
+        """KV bytes a token on one GPU. Windowed layers count in full, as without vLLM's hybrid manager."""
         return self.kv_numbers_per_token(tensor_parallel) * _known("kv_format", KV_BYTES, kv_format)
 
 
@@ -158,31 +158,59 @@ def models() -> list[str]:
 def load_facts(path: str | Path) -> list[str]:
     """Add the GPUs (`[gpu.NAME]`) and models (`[model.NAME]`) of a TOML file; returns their names.
 
-    A table has the fields of `Gpu` or `Model`, `source` among them. InputError names the file, the table and the field that is wrong.
+    A table has the fields of `Gpu` or `Model`, `source` among them. InputError names the file, the table and the field.
+    All or nothing: no fact is added if one is wrong. A file may be loaded again; a name that is taken is an error.
     """
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such file", file=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"is not TOML: {error}", file=path) from None
     unknown = set(tables) - {"gpu", "model"}
-    if unknown:
+    if unknown or not tables:
         raise InputError(f"has tables {sorted(unknown)}; only [gpu.NAME] and [model.NAME] are read", file=path)
-    new_gpus = [_build(Gpu, name, table, str(path)) for name, table in tables.get("gpu", {}).items()]
-    new_models = [_build(Model, name, table, str(path)) for name, table in tables.get("model", {}).items()]
-    for card, aliases in new_gpus:
-        _GPUS.register(card.name, card, *aliases)
-    for net, aliases in new_models:
-        _MODELS.register(net.name, net, *aliases)
-    return [card.name for card, _ in new_gpus] + [net.name for net, _ in new_models]
+    cards = _named(Gpu, tables.get("gpu", {}), str(path))
+    nets = _named(Model, tables.get("model", {}), str(path))
+    _check_free(_GPUS, cards, str(path))
+    _check_free(_MODELS, nets, str(path))
+    _register(_GPUS, cards)
+    _register(_MODELS, nets)
+    return [card.name for card, _ in cards] + [net.name for net, _ in nets]
+
+
+def _named(kind: type[Fact], tables: Any, file: str) -> list[tuple[Fact, list[str]]]:
+    if not isinstance(tables, dict):
+        raise InputError(f"{kind.__name__.lower()} must be tables such as [{kind.__name__.lower()}.NAME]", file=file)
+    return [_build(kind, key, table, file) for key, table in tables.items()]
+
+
+def _check_free(registry: Registry[Fact], found: list[tuple[Fact, list[str]]], file: str) -> None:
+    taken: set[str] = set()
+    for fact, aliases in found:
+        if fact.name in registry and registry.get(fact.name) == fact:
+            continue
+        names = [fact.name]
+        names.extend(aliases)
+        for name in names:
+            if name in registry or name.lower() in taken:
+                raise InputError(f"the {registry.kind} name '{name}' is already taken; choose another", file=file)
+            taken.add(name.lower())
+
+
+def _register(registry: Registry[Fact], found: list[tuple[Fact, list[str]]]) -> None:
+    for fact, aliases in found:
+        if fact.name not in registry:
+            registry.register(fact.name, fact, *aliases)
 
 
 def _build(kind: type[Fact], key: str, table: Any, file: str) -> tuple[Fact, list[str]]:
     if not isinstance(table, dict):
         raise InputError(f"[{key}] is not a table", file=file)
-    values = {"name": key} | table
-    aliases = list(values.pop("aliases", []))
+    values: dict[str, Any] = {"name": key} | table
+    aliases: list[str] = values.pop("aliases", [])
+    if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
+        raise InputError(f"[{key}] aliases is not a list of names", file=file, column="aliases")
     known = {field.name: field for field in fields(kind)}
     for name, value in values.items():
         if name not in known:
@@ -190,30 +218,62 @@ def _build(kind: type[Fact], key: str, table: Any, file: str) -> tuple[Fact, lis
         _check(known[name].type, name, value, key, file)
     missing = [n for n, f in known.items() if f.default is MISSING and n not in values]
     if missing:
-        raise InputError(f"[{key}] lacks {', '.join(missing)}", file=file)
-    return kind(**values), aliases
+        raise InputError(f"[{key}] lacks {', '.join(missing)}", file=file, column=missing[0])
+    fact = kind(**values)
+    problem = _contradiction(fact)
+    if problem:
+        raise InputError(f"[{key}] {problem}", file=file)
+    return fact, aliases
+
+
+#: Fields that may be 0: absent parts of a model.
+_MAY_BE_ZERO = (
+    "ffn", "experts", "experts_active", "shared_experts", "expert_ffn", "dense_layers", "mla_latent",
+    "mla_query_rank", "mla_rope",
+    "window", "window_layers", "published_params",
+)  # fmt: skip
 
 
 def _check(type_: Any, name: str, value: Any, key: str, file: str) -> None:
     wanted = str(type_)
-    if wanted.startswith("str"):
+    if wanted == "str":
         good = isinstance(value, str) and (name not in ("name", "source") or value.strip() != "")
     elif wanted == "bool":
         good = isinstance(value, bool)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        good = False
     else:
-        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-        if wanted == "int":
-            good = good and float(value).is_integer()
+        good = 0 <= value < float("inf") and (value > 0 or name in _MAY_BE_ZERO)
+        good = good and (wanted != "int" or isinstance(value, int))
     if not good:
-        raise InputError(f"[{key}] {name} = {value!r} is not a valid {wanted.split(' ')[0]}", file=file, column=name)
+        kind = {"str": "a text", "bool": "true or false", "int": "a whole number"}.get(wanted, "a number")
+        above = "" if wanted in ("str", "bool") else ", 0 or more" if name in _MAY_BE_ZERO else " above 0"
+        raise InputError(f"[{key}] {name} is {value!r}; wanted: {kind}{above}", file=file, column=name)
 
 
-def _load_shipped() -> None:
-    folder = files("inferencegym.ground") / "data"
-    for kind, file, register in ((Gpu, "gpus.toml", _GPUS), (Model, "models.toml", _MODELS)):
-        for key, table in tomllib.loads((folder / file).read_text(encoding="utf-8")).items():
-            fact, aliases = _build(kind, key, table, file)  # type: ignore[type-var]
-            register.register(fact.name, fact, *aliases)  # type: ignore[attr-defined]
+def _contradiction(fact: Gpu | Model) -> str | None:
+    """What cannot be true of a model as a whole."""
+    if isinstance(fact, Gpu):
+        return None
+    if fact.heads % fact.kv_heads:
+        return f"heads = {fact.heads} is no multiple of kv_heads = {fact.kv_heads}"
+    if fact.experts and not (0 < fact.experts_active <= fact.experts and fact.expert_ffn):
+        return f"experts = {fact.experts} needs experts_active of 1..{fact.experts} and expert_ffn"
+    if not fact.ffn and (fact.dense_layers or not fact.experts):
+        return "ffn is 0, yet it has dense layers"
+    if max(fact.dense_layers, fact.window_layers) > fact.layers:
+        return f"dense_layers and window_layers are at most layers = {fact.layers}"
+    if bool(fact.window) != bool(fact.window_layers):
+        return "window and window_layers go together"
+    if fact.mla_latent and not (fact.mla_query_rank and 0 < fact.mla_rope < fact.mla_latent):
+        return "mla_latent needs mla_query_rank, and mla_rope smaller than itself"
+    return None
 
 
-_load_shipped()
+def _shipped(kind: type[Fact], file: str) -> list[tuple[Fact, list[str]]]:
+    path = files("inferencegym.ground") / "data" / file
+    return _named(kind, tomllib.loads(path.read_text(encoding="utf-8")), file)
+
+
+_register(_GPUS, _shipped(Gpu, "gpus.toml"))
+_register(_MODELS, _shipped(Model, "models.toml"))
