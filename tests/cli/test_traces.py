@@ -63,6 +63,7 @@ def test_fit_writes_a_description_that_generates(tmp_path):
     out = tmp_path / "fit.json"
     assert "Kolmogorov-Smirnov" in said("fit", "mine", "--out", str(out), "--name", "ours")
     assert generate(out, requests=100).name == "ours"
+    assert "generated from the description 'ours'" in said("describe", str(out), "--duration", "60")
     assert json.loads(said("fit", "mine", "--out", str(out), "--json"))["distances"]["ks_prompt"] < 0.1
 
 

@@ -5,6 +5,10 @@ for.
 from __future__ import annotations
 
 import json
+import re
+import tomllib
+from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -18,7 +22,8 @@ from inferencegym.workload import benchmark_sessions, generate, names
 from inferencegym.workload.describe import dispersion
 from inferencegym.workload.generate import mean_rate_rps, resolve
 from inferencegym.workload.prefixes import endless_cache
-from inferencegym.workload.spec import check, dump, load
+from inferencegym.workload.read import FORMATS
+from inferencegym.workload.spec import GapLaw, LengthLaw, RateShape, check, dump, load
 
 
 def described(**traffic):
@@ -331,3 +336,19 @@ def test_a_file_that_is_no_description(tmp_path):
             load(path)
         assert told.value.file == str(path)
     assert msgspec.json.decode(dump(check(described())))["name"] == "test"
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "workloads.md"
+
+
+def test_the_description_in_the_docs_generates():
+    found = re.search(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    w = generate(tomllib.loads(found.group(1)), duration_s=86_400.0, seed=1)
+    assert w.rate_rps == pytest.approx(5.0, rel=0.1)
+
+
+def test_the_docs_name_every_law_shape_format_and_description():
+    page = DOCS.read_text(encoding="utf-8")
+    laws = [part.__struct_config__.tag for union in (GapLaw, RateShape, LengthLaw) for part in get_args(union)]
+    assert [word for word in (*laws, *FORMATS, *names()) if f"`{word}`" not in page] == []

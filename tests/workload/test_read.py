@@ -169,8 +169,10 @@ def test_a_name_is_looked_up_and_a_description_is_not_a_file(tmp_path, monkeypat
     assert len(read("mine")) == 3
     with pytest.raises(UnknownNameError, match="Did you mean 'mine'"):
         read("mime")
-    with pytest.raises(InputError, match="generate"):
-        read("azure-conversation")
+    put(tmp_path, "fit.json", "{}")
+    for description in ("azure-conversation", tmp_path / "fit.json"):
+        with pytest.raises(InputError, match="generate"):
+            read(description)
     monkeypatch.delenv(VARIABLE)
     with pytest.raises(UnknownNameError, match=VARIABLE):
         read("mine")

@@ -20,7 +20,7 @@ from rich.table import Table
 from inferencegym.ground.errors import ConfigError
 from inferencegym.ground.units import show_bytes, show_number
 from inferencegym.workload import describe as figures
-from inferencegym.workload import generate, names, read
+from inferencegym.workload import generate, is_description, names, read
 from inferencegym.workload.catalogue import ORIGINALS
 from inferencegym.workload.fetch import fetch as fetch_original
 from inferencegym.workload.files import whole_file
@@ -84,7 +84,7 @@ def describe(
     json_: Json = False,
 ) -> None:
     """Show a workload's rates, burstiness, lengths, sessions and shared prefixes."""
-    if trace in names():
+    if is_description(trace):
         workload = generate(trace, seed=seed, duration_s=duration)
     else:
         workload = read(

@@ -38,9 +38,14 @@ def found_traces() -> dict[str, Path]:
 def find(path_or_name: str | Path) -> Path:
     """The file that a path or a trace's name stands for."""
     path = Path(path_or_name)
-    if isinstance(path_or_name, Path) or "/" in path_or_name or path.suffix in SUFFIXES:
+    if isinstance(path_or_name, Path) or "/" in path_or_name or path.suffix in (*SUFFIXES, ".json", ".toml"):
         if not path.is_file():
             raise InputError("there is no such file", file=path)
+        if path.suffix in (".json", ".toml"):
+            raise InputError(
+                f"would be a description, not a file of requests: use inferencegym.generate('{path}', duration_s=3600)",
+                file=path,
+            )
         return path
     traces = found_traces()
     if path_or_name in traces:

@@ -22,6 +22,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 
 
+def is_description(what: str) -> bool:
+    """Whether a name or path stands for a description (to `generate`), not for a file of requests (to `read`)."""
+    return what.lower() in names() or what.endswith((".json", ".toml"))
+
+
 @cache
 def load_named(name: str) -> Spec:
     """A shipped description."""
