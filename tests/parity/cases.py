@@ -17,7 +17,7 @@ FEATURES = (
     "sarathi", "orca", "static", "llamacpp", "swap", "auto", "prefix", "priority", "aging", "sjf", "edf", "vtc",
     "rank_victims", "speculation", "whole_prompts", "threshold", "first_chunk_only", "watermark", "round_robin",
     "least_loaded", "prefix_router", "disaggregated", "closed_loop", "changes", "pool_changes", "order_changes",
-    "long_answers",
+    "long_answers", "crowded",
 )  # fmt: skip
 """What a case may be asked for. Of rules that exclude each other (two schedulers, two orders) one is drawn."""
 
@@ -105,8 +105,18 @@ def _config(rng: random.Random, features: set[str]) -> Config:
         vtc_out=tuple(2 * 1024 // w for w in (1, 2, 4)),
         seed=rng.choice([0, 1, rng.randrange(1 << 31)]),
     )
+    if "crowded" in features:
+        _crowd(rng, config, length)
     _put_replicas(rng, features, config)
     return config
+
+
+def _crowd(rng: random.Random, config: Config, length: int) -> None:
+    """Many seats and hardly more KV than the longest request: preemptions all the time."""
+    config.max_num_seqs = rng.choice([6, 16])
+    config.block_size = rng.choice([1, 2, 4])
+    config.blocks = rng.choice([length, 5 * length // 4]) // config.block_size + 1
+    config.cpu_blocks = rng.choice([length // 2, 2 * length]) // config.block_size
 
 
 def _put_replicas(rng: random.Random, features: set[str], config: Config) -> None:
@@ -128,11 +138,13 @@ def _one_of(rng: random.Random, names: tuple[str, ...], features: set[str], othe
 
 def _requests(rng: random.Random, features: set[str], config: Config) -> list[Request]:
     n = rng.randint(5, 15 if "long_answers" in features else 40)
-    spread = rng.choice([0, 200 * US, 5 * MS, 40 * MS])
+    spread = rng.choice([0, 200 * US] if "crowded" in features else [0, 200 * US, 5 * MS, 40 * MS])
     arrivals = sorted(rng.randint(0, spread) // US * US for _ in range(n))
     length, closed = config.max_model_len, "closed_loop" in features
     prompts = rng.choice([length // 4, length // 2, length - 1])
     outputs = rng.choice([length // 2, length] if "long_answers" in features else [2, length // 4, length])
+    if "crowded" in features:
+        prompts, outputs = rng.choice([length // 4, length // 2]), rng.choice([length // 4, length])
     families = [tuple(rng.randrange(1 << 40) for _ in range(length // config.block_size)) for _ in range(3)]
     requests = []
     for row in range(n):

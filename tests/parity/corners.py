@@ -20,15 +20,16 @@ CORNERS = {
     "budget out": "llamacpp prefix changes",
     "threshold": "threshold sarathi",
     "padding": "static closed_loop",
-    "preemptions": "order_changes",
+    "preemptions": "order_changes crowded",
     "self-preemption": "speculation sarathi",
     "plan made again": "threshold sarathi",
-    "void grant": "threshold sarathi",
-    "published ahead": "first_chunk_only prefix rank_victims sjf threshold",
+    "void grant": "threshold sarathi crowded",
+    "returned tokens used": "threshold sarathi crowded speculation",
+    "published ahead": "first_chunk_only prefix rank_victims sjf threshold crowded",
     "swapped in": "swap speculation",
     "cpu tier full": "swap prefix",
     "auto swaps": "auto prefix",
-    "private hit swapped out": "auto prefix",
+    "private hit swapped out": "auto prefix crowded",
     "auto recomputes": "auto prefix",
     "prefix hit": "prefix",
     "private hit": "prefix watermark",
@@ -47,7 +48,7 @@ CORNERS = {
 """Corner: the features that lead there."""
 
 
-def cases_in(corner: str, how_many: int, tries: int = 700) -> Iterator[tuple[int, Case, NaiveResult]]:
+def cases_in(corner: str, how_many: int, tries: int = 400) -> Iterator[tuple[int, Case, NaiveResult]]:
     """(seed, case, the naive engine's answer) of the first cases that go through a corner."""
     features = set(CORNERS[corner].split())
     for seed in range(tries):

@@ -45,6 +45,7 @@ class Replica:
         self.slots = [Slot(i) for i in range(config.max_num_seqs)] if config.scheduler == "llamacpp" else []
         self.grants: list[Grant] = []
         self.budget = 0
+        self.returned = 0  # tokens that victims gave back to this plan
         self.in_flight = False
         self.step_end_ps = -1
         self.step_ps = 0
@@ -105,6 +106,7 @@ class Replica:
         while True:
             self.grants = []
             self.budget = self.config.max_num_batched_tokens
+            self.returned = 0
             preempted = self._plan_once(now)
             if self.grants:
                 self._start_step(now)
@@ -186,6 +188,7 @@ class Replica:
     def _grant(self, r: Live, n: int) -> None:
         assert n > 0, "a grant gives something"
         self.grants.append(Grant(r, n, r.decodes, r.computed))
+        self.seen["returned tokens used"] += self.budget - n < self.returned
         self.budget -= n
         self._publish(r, r.computed + n)
 
@@ -287,6 +290,7 @@ class Replica:
         for grant in [g for g in self.grants if g.r is v]:
             self.grants.remove(grant)
             self.budget += grant.n
+            self.returned += grant.n
             self.seen["void grant"] += 1
         self.running.remove(v)
         v.preemptions += 1
