@@ -23,6 +23,7 @@ from inferencegym.workload.workload import COLUMNS, DEFAULTS, NAMED, Ints, Workl
 
 FORMAT = "inferencegym.workload"
 FORMAT_VERSION = 1
+REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
 _ROWS_A_GROUP = 65_536
 
 
@@ -51,14 +52,18 @@ def whole_file(target: Path, fill: Callable[[IO[bytes]], None]) -> None:
     try:
         with held as file:
             fill(file)
+            file.flush()
+            os.fsync(file.fileno())
         # A temporary file is for its owner alone; a workload is as open as the process's other files.
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(held.name, 0o666 & ~mask)
         os.replace(held.name, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(held.name)
+        if isinstance(error, OSError):
+            raise InputError(f"cannot be written: {error.strerror or error}", file=target) from error
         raise
 
 
@@ -74,14 +79,21 @@ def from_table(table: Table) -> Workload:
         raise InputError(
             f"is {FORMAT} version {meta.get('version')}; this package reads version {FORMAT_VERSION}", file=table.file
         )
-    table.require("arrival_s", "prompt_tokens", "output_tokens")
+    if "rows" in meta and table.length != _whole(meta, "rows", table):
+        problem = f"says that it holds {meta['rows']} rows and holds {table.length}: it is not whole"
+        raise InputError(problem, file=table.file)
+    if table.length == 0:
+        # JSON lines name their columns in each row: without rows there is no column.
+        table = Table(table.file, {name: [] for name in REQUIRED}, 0, meta)
+    table.require(*REQUIRED)
     columns: dict[str, Any] = {}
     for name, dtype in COLUMNS.items():
         if name in table and name not in NAMED:
             columns[name] = table.floats(name) if dtype == "float64" else table.ints(name)
-        elif name in table:
-            columns[name], columns[NAMED[name]] = _in_order(*table.codes(name), meta.get(NAMED[name]), table)
-    columns["prefix_block_tokens"] = _whole(meta.get("prefix_block_tokens", "0"), table)
+        elif name in NAMED and (name in table or NAMED[name] in meta):
+            codes, found = table.codes(name) if name in table else (np.zeros(table.length, np.int64), ())
+            columns[name], columns[NAMED[name]] = _in_order(codes, found, meta.get(NAMED[name]), table)
+    columns["prefix_block_tokens"] = _whole({"prefix_block_tokens": "0"} | meta, "prefix_block_tokens", table)
     if "prefix_ids" in table:
         columns["prefix_offsets"], columns["prefix_ids"] = table.lists("prefix_ids")
     for name in ("name", "source", "attribution"):
@@ -97,16 +109,20 @@ def _in_order(codes: Ints, found: tuple[str, ...], listed: str | None, table: Ta
     if listed is None:
         return codes, found
     try:
-        names = tuple(json.loads(listed))
-        return np.array([names.index(name) for name in found], np.int64)[codes] if len(codes) else codes, names
-    except ValueError as error:
-        raise InputError(f"the names its metadata lists are not those of its rows: {error}", file=table.file) from error
+        names = json.loads(listed)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not {*found} <= {name for name in names if isinstance(name, str)}:
+        problem = f"its metadata lists the names {listed[:80]}, and its rows have {', '.join(found)[:80]}"
+        raise InputError(problem, file=table.file)
+    return np.array([names.index(name) for name in found], np.int64)[codes] if found else codes, tuple(names)
 
 
-def _whole(text: str, table: Table) -> int:
-    if not text.isdigit():
-        raise InputError(f"prefix_block_tokens is '{text}' in the file's metadata, not a whole number", file=table.file)
-    return int(text)
+def _whole(metadata: dict[str, str], name: str, table: Table) -> int:
+    said = metadata.get(name, "")
+    if not (said.isascii() and said.isdigit() and len(said) < 19):
+        raise InputError(f"{name} is {said[:40]!r} in the file's metadata, not a whole number", file=table.file)
+    return int(said)
 
 
 def _metadata(w: Workload) -> dict[str, str]:
@@ -116,16 +132,17 @@ def _metadata(w: Workload) -> dict[str, str]:
         "name": w.name,
         "source": w.source,
         "attribution": w.attribution,
+        "rows": str(len(w)),
         "prefix_block_tokens": str(w.prefix_block_tokens),
     } | {names: json.dumps(getattr(w, names), ensure_ascii=False) for names in NAMED.values()}
 
 
 def _said(w: Workload) -> Iterator[tuple[str, npt.NDArray[Any], tuple[str, ...] | None]]:
-    """Columns that say something: the three required ones, and those that differ from their default anywhere."""
+    """Columns that say something: the required ones, and those that differ from their default anywhere."""
     for name, column in w.columns().items():
         names = getattr(w, NAMED[name]) if name in NAMED else None
         plain = bool((column == DEFAULTS.get(name, 0)).all()) and names in (None, ("default",))
-        if not plain or name in ("arrival_s", "prompt_tokens", "output_tokens"):
+        if not plain or name in REQUIRED:
             yield name, column, names
 
 
@@ -141,7 +158,7 @@ def _write_parquet(w: Workload, file: IO[bytes]) -> None:
     if w.prefix_block_tokens:
         arrays["prefix_ids"] = pa.LargeListArray.from_arrays(w.prefix_offsets, w.prefix_ids)
     table = pa.table(arrays).replace_schema_metadata(_metadata(w))
-    pq.write_table(table, file, compression="zstd", row_group_size=_ROWS_A_GROUP)
+    pq.write_table(table, file, compression="zstd", row_group_size=_ROWS_A_GROUP, write_page_checksum=True)
 
 
 def _write_json_lines(w: Workload, file: IO[bytes]) -> None:

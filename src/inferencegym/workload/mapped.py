@@ -4,13 +4,15 @@ lengths are tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from inferencegym.ground.errors import ConfigError, InputError
 from inferencegym.workload.options import ReadOptions
 from inferencegym.workload.table import TIME_UNITS_S, Table
-from inferencegym.workload.workload import COLUMNS, NAMED, Floats, Workload
+from inferencegym.workload.workload import COLUMNS, NAMED, Floats, Ints, Workload
 
 #: Our columns that a mapping may name; `after` cannot, as rows may be sorted.
 MAPPABLE = tuple(name for name in COLUMNS if name not in ("after", "think_s"))
@@ -33,20 +35,31 @@ def from_mapping(table: Table, columns: Mapping[str, str], options: ReadOptions)
         elif name in NAMED:
             made[name], made[NAMED[name]] = table.codes(said)
         elif name == "session_id":
-            made[name] = table.codes(said)[0]
+            made[name] = sessions(table, said)
         else:
             made[name] = table.ints(said, name)
     return tell_columns(table, columns, lambda: Workload.of(**made, sort=options.sort))
 
 
-def tell_columns(table: Table, columns: Mapping[str, str], make: Any) -> Workload:
-    """Make a workload; an error names the file's column, not ours."""
+def sessions(table: Table, column: str) -> Ints:
+    """Sessions called anything, as numbers; where the name is empty there is none (-1)."""
+    codes, names = table.codes(column)
+    return np.array([-1 if name == "none" else number for number, name in enumerate(names)], np.int64)[codes]
+
+
+def tell_columns(
+    table: Table, columns: Mapping[str, str], make: Callable[[], Workload], rows: Ints | None = None
+) -> Workload:
+    """Make a workload; an error names the file's column and row, not ours.
+
+    rows : int64[n], where each row of the workload stands in the file (from 0), if it was moved
+    """
     try:
-        made: Workload = make()
+        return make()
     except InputError as error:
         said = columns.get(error.column or "", error.column)
-        raise InputError(error.problem, file=table.file, row=error.row, column=said) from error
-    return made
+        row = error.row if error.row is None or rows is None else int(rows[error.row - 1]) + 1
+        raise InputError(error.problem, file=table.file, row=row, column=said) from error
 
 
 def _times(table: Table, said: str) -> Floats:

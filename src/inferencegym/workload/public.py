@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from inferencegym.ground.errors import InputError
-from inferencegym.workload.mapped import tell_columns
+from inferencegym.workload.mapped import sessions, tell_columns
 from inferencegym.workload.options import ReadOptions
 from inferencegym.workload.prefixes import chained, offsets_of
 from inferencegym.workload.table import Table, read_parquet
@@ -49,10 +49,7 @@ def burstgpt(table: Table, options: ReadOptions) -> Workload:
         columns["kind"], columns["kind_names"] = _joined(parts)
     session = next((name for name in ("Session ID", "session_id", "Session") if name in table), None)
     if session is not None:
-        codes, listed = table.codes(session)
-        columns["session_id"] = np.array([-1 if name == "none" else i for i, name in enumerate(listed)], np.int64)[
-            codes
-        ]
+        columns["session_id"] = sessions(table, session)
     return tell_columns(
         table, names, lambda: Workload.of(**columns, sort=options.sort, attribution=CREDITS["burstgpt"])
     )
@@ -197,7 +194,7 @@ def _one_clock(table: Table) -> Floats:
 
 def _block_tokens(table: Table) -> int:
     said = table.metadata.get("block_tokens", "")
-    if not said.isdigit() or int(said) < 1:
+    if not (said.isascii() and said.isdigit() and len(said) < 10 and int(said) > 0):
         raise InputError(
             "is not in the file's metadata: how many tokens a block of hash_ids has",
             file=table.file,

@@ -20,6 +20,7 @@ from inferencegym.workload.table import (
     Table,
     csv_header,
     json_columns,
+    listed,
     parquet_columns,
     read_csv,
     read_json_lines,
@@ -129,11 +130,17 @@ def read(
         if columns is not None:
             if format is not None:
                 raise ConfigError("format", "does not go together with columns", allowed="one of the two")
-            workload = from_mapping(load_table(path), columns, options)
+            kind, workload = "mapped", from_mapping(load_table(path), columns, options)
         else:
-            workload = FORMATS[detect(path) if format is None else _known(format)].load(path, options)
+            kind = detect(path) if format is None else _known(format)
+            workload = FORMATS[kind].load(path, options)
     except InputError as error:
-        raise error if error.file is not None else error.in_file(path) from error
+        if error.file is not None:
+            raise
+        raise error.in_file(path) from error
+    if not len(workload) and kind not in ("inferencegym", "servegen"):
+        # Ours may be empty, and so may what is drawn anew; a trace without rows is what is left of one.
+        raise InputError("has no rows", file=path)
     if workload.name != "workload" and workload.source != "made in Python":
         return replace(workload, source=f"read from {path.name} (sha256 {_digest(path)}); {workload.source}")
     return replace(workload, name=path.stem, source=f"read from {path.name} (sha256 {_digest(path)})")
@@ -148,7 +155,7 @@ def detect(path: Path) -> str:
         if path.suffix in known.endings and known.told_by and known.told_by <= set(names):
             return name
     raise InputError(
-        f"has columns {', '.join(names) or 'none'}, which is no format that is known ({', '.join(FORMATS)}); "
+        f"has {listed(names)}, which is no format that is known ({', '.join(FORMATS)}); "
         "name its columns: columns={'arrival_s': 'ts:ms', 'prompt_tokens': 'in', 'output_tokens': 'out'}",
         file=path,
     )

@@ -23,6 +23,9 @@ WINDOW_S = 600.0
 LENGTHS_WINDOW_S = 21_600
 _RATES = ("model", "client_id", "window_start_s", "rate_rps", "dist", "shape")
 _LENGTHS = ("model", "client_id", "window_start_s", "field", "q")
+#: A prompt is text alone, or text and images.
+_PROMPT_FIELDS = {"input_tokens", "text_tokens", "image_tokens", "image_count"}
+_MOST_TOKENS = 100_000_000
 _MOST_REQUESTS = 50_000_000
 
 
@@ -75,6 +78,13 @@ def _windows(table: Table, options: ReadOptions) -> tuple[Windows, tuple[float, 
             allowed=", ".join(listed),
         )
     start_s = table.ints("window_start_s").astype(float)
+    rate_rps, shape = table.floats("rate_rps"), table.floats("shape")
+    # Gaps of a law with a smaller shape overflow.
+    for name, values, least in (("rate_rps", rate_rps, 0.0), ("shape", shape, 0.006), ("window_start_s", start_s, 0.0)):
+        bad = values < least
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise InputError(f"{values[row]} is less than {least:g}", file=table.file, row=row + 1, column=name)
     mine = pools == listed.index(options.pool)
     end_s = (
         float(start_s[mine].max()) + WINDOW_S if options.duration_s is None else options.start_s + options.duration_s
@@ -87,13 +97,6 @@ def _windows(table: Table, options: ReadOptions) -> tuple[Windows, tuple[float, 
     if unknown:
         raise InputError(f"{unknown.pop()!r} is no law of gaps; known: Gamma, Weibull", file=table.file, column="dist")
     weibull = laws == (law_names.index("Weibull") if "Weibull" in law_names else -1)
-    rate_rps, shape = table.floats("rate_rps"), table.floats("shape")
-    for name, values in (("rate_rps", rate_rps), ("shape", shape)):
-        bad = values < 0 if name == "rate_rps" else values <= 0
-        if bad.any():
-            raise InputError(
-                f"{values[np.argmax(bad)]} is out of range", file=table.file, row=int(np.argmax(bad)) + 1, column=name
-            )
     found = Windows(table.ints("client_id")[mine], start_s[mine], rate_rps[mine], shape[mine], weibull[mine])
     return found, (options.start_s, end_s)
 
@@ -125,8 +128,8 @@ def _lengths(path: Path, pool: str, client: Ints, arrival_s: Floats, seed: int) 
     if beside == path or not beside.is_file():
         raise InputError(f"needs {path.stem.replace('_rates', '')}_lengths.parquet beside it", file=path)
     table = read_parquet(beside, _LENGTHS)
-    grids = _grids(table, pool)
     probs = _probabilities(table)
+    grids = _grids(table, pool, probs)
     rng = stream(seed, "workload.servegen.lengths")
     period = (arrival_s // LENGTHS_WINDOW_S).astype(np.int64)
     values: dict[str, Floats] = {}
@@ -165,7 +168,7 @@ def _draw_field(
     return found
 
 
-def _grids(table: Table, pool: str) -> dict[Any, Floats]:
+def _grids(table: Table, pool: str, probs: Floats) -> dict[Any, Floats]:
     """Quantiles by field, client and period of 6 hours."""
     table.require(*_LENGTHS)
     pools, listed = table.codes("model")
@@ -173,16 +176,23 @@ def _grids(table: Table, pool: str) -> dict[Any, Floats]:
         raise InputError(f"has no lengths of pool {pool}; it has {', '.join(listed)}", file=table.file, column="model")
     fields, field_names = table.codes("field")
     client, start = table.ints("client_id"), table.ints("window_start_s")
-    quantiles = table.columns["q"]
-    assert not isinstance(quantiles, list)
-    flat = quantiles.combine_chunks()
-    offsets = flat.offsets.to_numpy()
-    values = flat.flatten().to_numpy(zero_copy_only=False)
+    offsets, values = table.float_lists("q")
     found = {}
     for row in np.flatnonzero(pools == listed.index(pool)).tolist():
         key = (field_names[fields[row]], int(client[row]), int(start[row] // LENGTHS_WINDOW_S))
-        found[key] = values[offsets[row] - offsets[0] : offsets[row + 1] - offsets[0]].astype(float)
+        found[key] = values[offsets[row] : offsets[row + 1]]
+        if len(found[key]) != len(probs) or (np.diff(found[key]) < 0).any() or not _sane(found[key]):
+            problem = f"must be {len(probs)} rising quantiles from 0 to {_MOST_TOKENS}, one for each probability"
+            raise InputError(problem, file=table.file, row=row + 1, column="q")
+    missing = {"output_tokens", *_PROMPT_FIELDS} - {field for field, _, _ in found}
+    if missing and missing != {"input_tokens"} and missing != _PROMPT_FIELDS - {"input_tokens"}:
+        problem = f"has no {', '.join(sorted(missing))} of pool {pool}"
+        raise InputError(problem, file=table.file, column="field")
     return found
+
+
+def _sane(quantiles: Floats) -> bool:
+    return bool(quantiles[0] >= 0 and quantiles[-1] <= _MOST_TOKENS)
 
 
 def _probabilities(table: Table) -> Floats:
@@ -190,6 +200,9 @@ def _probabilities(table: Table) -> Floats:
 
     try:
         probs = np.array(json.loads(table.metadata["probabilities"]), dtype=float)
-    except (KeyError, ValueError) as error:
-        raise InputError("its metadata does not list the probabilities of q", file=table.file, column="q") from error
+    except (KeyError, ValueError, TypeError):
+        probs = np.zeros(0)
+    if probs.ndim != 1 or len(probs) < 2 or not (np.diff(probs) > 0).all() or (probs[0], probs[-1]) != (0.0, 1.0):
+        problem = "its metadata does not list the probabilities of q, rising from 0 to 1"
+        raise InputError(problem, file=table.file, column="q")
     return probs

@@ -7,7 +7,7 @@ Rows count from 1, a header not counted. What a column holds is checked here; wh
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -42,9 +42,7 @@ class Table:
         """An error that names what is missing and what is there."""
         for name in names:
             if name not in self.columns:
-                raise InputError(
-                    f"is missing; the file has {', '.join(self.columns) or 'no columns'}", file=self.file, column=name
-                )
+                raise InputError(f"is missing; the file has {listed(self.columns)}", file=self.file, column=name)
 
     def floats(self, name: str, *, gaps: bool = False) -> Floats:
         """A column of finite numbers; with `gaps`, NaN may stand where the source does not know."""
@@ -84,19 +82,24 @@ class Table:
         column = self.columns[name]
         if isinstance(column, list):
             return _python_lists(column, self.file, name)
-        whole = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-        if not (pa.types.is_list(whole.type) or pa.types.is_large_list(whole.type)) or not pa.types.is_integer(
-            whole.type.value_type
-        ):
-            raise InputError(f"holds {whole.type}, not lists of whole numbers", file=self.file, row=1, column=name)
-        if whole.null_count:
-            raise InputError("is empty (null)", file=self.file, row=_first_null(whole), column=name)
-        offsets = whole.offsets.to_numpy().astype(np.int64)
-        values = whole.flatten()
-        if values.null_count:
-            row = int(np.searchsorted(offsets - offsets[0], _first_null(values) - 1, side="right"))
-            raise InputError("has an empty (null) id", file=self.file, row=row, column=name)
-        return offsets - offsets[0], values.to_numpy(zero_copy_only=False).astype(np.int64)
+        offsets, values = _arrow_lists(column, pa.types.is_integer, self.file, name)
+        self._refuse(name, offsets, values, (values < 0) | (values > 2**63 - 1), "is not a whole number from 0 up")
+        return offsets, values.astype(np.int64)
+
+    def float_lists(self, name: str) -> tuple[Ints, Floats]:
+        """A column of lists of finite numbers (of a Parquet file), as offsets and values."""
+        self.require(name)
+        offsets, values = _arrow_lists(self.columns[name], pa.types.is_floating, self.file, name)
+        self._refuse(name, offsets, values, ~np.isfinite(values), "is not a finite number")
+        return offsets, values.astype(np.float64)
+
+    def _refuse(
+        self, name: str, offsets: Ints, values: npt.NDArray[Any], bad: npt.NDArray[np.bool_], problem: str
+    ) -> None:
+        if bad.any():
+            at = int(np.argmax(bad))
+            row = int(np.searchsorted(offsets, at, side="right"))
+            raise InputError(f"{values[at]} in the list {problem}", file=self.file, row=row, column=name)
 
     def _located(self, name: str, check: Callable[[npt.NDArray[Any], str], npt.NDArray[Any]]) -> npt.NDArray[Any]:
         self.require(name)
@@ -123,6 +126,12 @@ class Table:
         column = self.columns[name]
         values = column if isinstance(column, list) else _plain(column).to_pylist()
         return [_text(value, name, row, self.file) for row, value in enumerate(values, 1)]
+
+
+def listed(columns: Iterable[str]) -> str:
+    """Column names of a file, as a terminal can show them: no more than a line, nothing that moves the cursor."""
+    text = ", ".join(name if name.isprintable() else repr(name) for name in columns)
+    return (text if len(text) <= 300 else f"{text[:300]} ...") or "no columns"
 
 
 # --- out of files -----------------------------------------------------------------------------------------------------
@@ -168,7 +177,10 @@ def csv_header(path: Path) -> list[str]:
         text = line.decode("utf-8-sig").strip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError("its first line is not text (UTF-8)", file=path) from error
-    names = [name.strip() for name in next(csv.reader([text]), [])]
+    try:
+        names = [name.strip() for name in next(csv.reader([text]), [])]
+    except csv.Error:  # a line break inside, or a name of 100,000 letters
+        names = []
     if not names or len(set(names)) < len(names) or "\x00" in text:
         raise InputError(f"its first line is no header with a name for each column: {text[:80]!r}", file=path)
     return names
@@ -176,24 +188,17 @@ def csv_header(path: Path) -> list[str]:
 
 def read_json_lines(path: Path) -> Table:
     """Every field of a JSON-lines file; each line must be an object with the fields of the first."""
-    import msgspec
-
     _refuse_empty(path)
-    decode = msgspec.json.Decoder().decode
     rows: list[dict[str, Any]] = []
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for line in file:
             if not line.strip():
                 continue
-            try:
-                row = decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise InputError(f"is not JSON: {error}", file=path, row=number) from error
-            if not isinstance(row, dict):
-                raise InputError(f"is no JSON object: {str(row)[:60]}", file=path, row=number)
-            rows.append(row)
+            # The line with the metadata is no row.
+            number = len(rows) + (0 if rows and _is_metadata(rows[0]) else 1)
+            rows.append(_json_object(line, path, number))
     metadata = {}
-    if rows and "format" in rows[0] and "arrival_s" not in rows[0]:
+    if rows and _is_metadata(rows[0]):
         metadata = {str(name): str(value) for name, value in rows.pop(0).items()}
     columns: dict[str, pa.ChunkedArray | list[Any]] = {}
     for name in rows[0] if rows else ():
@@ -204,22 +209,32 @@ def read_json_lines(path: Path) -> Table:
     return Table(path, columns, len(rows), metadata)
 
 
-def json_columns(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Field names of a JSON-lines file and its metadata line, if it has one; only the first lines are read."""
+def _json_object(line: bytes, path: Path, row: int) -> dict[str, Any]:
     import msgspec
 
+    try:
+        found = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"is not JSON: {error}", file=path, row=row) from error
+    if not isinstance(found, dict):
+        raise InputError(f"is no JSON object: {str(found)[:60]!r}", file=path, row=row)
+    return found
+
+
+def _is_metadata(first: dict[str, Any]) -> bool:
+    return "format" in first and "arrival_s" not in first
+
+
+def json_columns(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Field names of a JSON-lines file and its metadata line, if it has one; only the first lines are read."""
     _refuse_empty(path)
     with path.open("rb") as file:
         lines = [line for line in islice(file, 64) if line.strip()][:2]
-    found = []
+    found: list[dict[str, Any]] = []
     for line in lines:
-        try:
-            found.append(msgspec.json.decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"is not JSON: {error}", file=path, row=len(found) + 1) from error
-        if not isinstance(found[-1], dict):
-            raise InputError(f"is no JSON object: {str(found[-1])[:60]}", file=path, row=len(found))
-    if found and "format" in found[0] and "arrival_s" not in found[0]:
+        number = len(found) + (0 if found and _is_metadata(found[0]) else 1)
+        found.append(_json_object(line, path, number))
+    if found and _is_metadata(found[0]):
         return list(found[1]) if len(found) > 1 else [], {str(k): str(v) for k, v in found[0].items()}
     return list(found[0]) if found else [], {}
 
@@ -230,7 +245,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Table:
 
     _refuse_empty(path)
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             chosen = names if columns is None else [name for name in columns if name in names]
             found = file.read(columns=chosen)
@@ -254,6 +269,8 @@ def parquet_columns(path: Path) -> tuple[list[str], dict[str, str]]:
 
 
 _ABSENT = object()
+#: How numbers are written in text; "nan" and "inf" are read, so that what refuses them can say where they are.
+_NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))")
 
 
 def _refuse_empty(path: Path) -> None:
@@ -291,6 +308,26 @@ def _names(column: pa.ChunkedArray, file: Path, name: str) -> pa.ChunkedArray:
     return pc.fill_null(plain.cast(pa.binary()), b"")
 
 
+def _arrow_lists(
+    column: pa.ChunkedArray | list[Any], is_wanted: Callable[[pa.DataType], bool], file: Path, name: str
+) -> tuple[Ints, npt.NDArray[Any]]:
+    """Offsets and values of a column of lists, neither with nulls."""
+    assert not isinstance(column, list)
+    whole = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    if not (pa.types.is_list(whole.type) or pa.types.is_large_list(whole.type)) or not is_wanted(whole.type.value_type):
+        wanted = "whole numbers" if is_wanted is pa.types.is_integer else "numbers"
+        raise InputError(f"holds {whole.type}, not lists of {wanted}", file=file, row=1, column=name)
+    if whole.null_count:
+        raise InputError("is empty (null)", file=file, row=_first_null(whole), column=name)
+    offsets = whole.offsets.to_numpy().astype(np.int64)
+    offsets = offsets - offsets[0]
+    values = whole.flatten()
+    if values.null_count:
+        row = int(np.searchsorted(offsets, _first_null(values) - 1, side="right"))
+        raise InputError("has an empty (null) number", file=file, row=row, column=name)
+    return offsets, values.to_numpy(zero_copy_only=False)
+
+
 def _first_null(column: pa.Array | pa.ChunkedArray) -> int:
     return int(pc.index(pc.is_null(column), True).as_py()) + 1
 
@@ -299,20 +336,19 @@ def _parsed(column: pa.ChunkedArray, file: Path, name: str) -> npt.NDArray[Any]:
     """Numbers out of text: whole ones as int64 where all are, else float64."""
     for kind in (pa.int64(), pa.float64()):
         try:
-            found: npt.NDArray[Any] = pc.utf8_trim_whitespace(column.cast(pa.string())).cast(kind).to_numpy()
-            return found
-        except (pa.ArrowInvalid, UnicodeDecodeError):
+            texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
+            found: npt.NDArray[Any] = texts.cast(kind).to_numpy()
+        except pa.ArrowInvalid:
             continue
-    values = column.to_pylist()
-    for row, value in enumerate(values, 1):
+        # Arrow also takes 0x10 for a number.
+        if pc.all(pc.match_substring_regex(texts, f"^(?:{_NUMBER.pattern})$")).as_py() is not False:
+            return found
+    for row, value in enumerate(column.to_pylist(), 1):
         text = _decoded(value).strip()
-        try:
-            float(text)
-        except ValueError:
-            raise InputError(
-                "is empty" if not text else f"{text[:40]!r} is not a number", file=file, row=row, column=name
-            ) from None
-    return np.array([float(_decoded(value)) for value in values])
+        if _NUMBER.fullmatch(text) is None:
+            problem = f"{text[:40]!r} is not a number" if text else "is empty"
+            raise InputError(problem, file=file, row=row, column=name)
+    raise AssertionError("Arrow reads every number of the pattern")
 
 
 def _python_numbers(values: list[Any], file: Path, name: str) -> npt.NDArray[Any]:

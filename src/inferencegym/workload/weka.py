@@ -42,8 +42,8 @@ def read_weka(path: Path, options: ReadOptions) -> Workload:
     think_s = np.where(np.isnan(think_s), own_s - own_s[np.maximum(after, 0)], think_s)
     arrival_s = start_s[number] + own_s
     if (own_s < 0).any():
-        row = int(rows[np.argmax(own_s < 0)])
-        raise InputError(f"{own_s.min()} is negative", file=path, row=row + 1, column="arrival_s")
+        at = int(np.argmax(own_s < 0))
+        raise InputError(f"{own_s[at]} is negative", file=path, row=int(rows[at]) + 1, column="arrival_s")
     order = np.argsort(arrival_s, kind="stable")
     place = np.empty(len(rows), np.int64)
     place[order] = np.arange(len(rows))
@@ -65,7 +65,10 @@ def read_weka(path: Path, options: ReadOptions) -> Workload:
     started = f"one in {options.session_every_s:g} s on average (seed {options.seed})"
     source = f"{int(number.max(initial=-1)) + 1} sessions, {started}, {way}"
     return tell_columns(
-        table, {}, lambda: Workload.of(**columns, sort=True, name=path.stem, source=source, attribution=CREDITS["weka"])
+        table,
+        {"prefix_ids": "hash_ids"},
+        lambda: Workload.of(**columns, sort=False, name=path.stem, source=source, attribution=CREDITS["weka"]),
+        rows=rows[order],
     )
 
 
