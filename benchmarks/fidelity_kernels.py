@@ -153,11 +153,14 @@ def fit(groups: Sequence[Steps], start: Profile, prior_weight: float = PRIOR_WEI
 
 
 def all_reduce_table(profile: Profile, gpus: int, stretch: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """(bytes, seconds) of one all-reduce: latency + bytes / speed, stretched."""
+    """(bytes, seconds) of one all-reduce: latency + bytes / speed, stretched; never less for more bytes."""
     terms = Terms(model("llama-3.1-8b"), gpu(profile.name), profile, gpus)
     speed = (terms.gpu.link_bytes_per_s or terms.gpu.pcie_bytes_per_s) * profile.factors.link_share
     seconds = profile.factors.link_latency_s + 2.0 * (gpus - 1) / gpus * MESSAGE_BYTES / speed
-    return tuple((float(size), float(time)) for size, time in zip(MESSAGE_BYTES, seconds * stretch, strict=True))
+    return tuple(
+        (float(size), float(time))
+        for size, time in zip(MESSAGE_BYTES, np.maximum.accumulate(seconds * stretch), strict=True)
+    )
 
 
 def fit_gpu(
@@ -244,10 +247,11 @@ def kernel_report(data: Path) -> dict[str, Any]:
     groups, skipped = load_steps(data / "kernel_step_times.parquet")
     found: dict[str, Any] = {
         "note": "`mape` to `p90`: factors refitted on this data; `shipped`: the package's profile as it is; "
-        "`leave_one_model_out`: each model judged by factors fitted on this GPU's others, leaning on the median factors "
-        "of the other GPUs of its sort; `plain_roofline`: peaks, no factors. GPUs without NVLink are judged at TP 1; "
-        "`with_tp` has all rows, with the measured all-reduce table. Mixed rows are read as average pieces of prompts as long as "
-        "their context, which is how aiconfigurator makes them.",
+        "`leave_one_model_out`: each model judged by factors fitted on this GPU's others, leaning on the "
+        "median factors of the other GPUs of its sort; `plain_roofline`: peaks, no factors. GPUs without "
+        "NVLink are judged at TP 1; `with_tp` has all rows, with the measured all-reduce table. Mixed rows "
+        "are read as average pieces of prompts as long as their context, which is how aiconfigurator makes "
+        "them.",
         "skipped": skipped,
         "gpus": {},
     }

@@ -90,7 +90,7 @@ def borrowed(fits: dict[str, Profile]) -> dict[str, Profile]:
 
 
 def cpu_vllm(data: Path) -> Profile:
-    """vLLM on two CPU cores, SmolLM2-135M, eager: least squares on its own step log (wave cells), relative errors."""
+    """VLLM on two CPU cores, SmolLM2-135M, eager: least squares on its own step log (wave cells), relative errors."""
     with (data / "cpu_engines" / "vllm_iter_idle_eager.csv").open() as file:
         rows = list(csv.DictReader(file))
     kv_tokens = 512 * 2**20 / (23040 * 1.0)  # 512 MiB of KV at 23,040 bytes a token
