@@ -80,7 +80,9 @@ def test_rules_that_meet(mix: str) -> None:
         check(random_case(random.Random(f"{mix} {seed}"), set(mix.split())))
 
 
-@pytest.mark.parametrize("gap_ps", [1, (1 << 20) - 1, 1 << 20, (1 << 21) - 1, (1 << 51) - 1, 1 << 51, (1 << 52) - 1, 1 << 52, 1 << 60])
+@pytest.mark.parametrize(
+    "gap_ps", [1, (1 << 20) - 1, 1 << 20, (1 << 21) - 1, (1 << 51) - 1, 1 << 51, (1 << 52) - 1, 1 << 52, 1 << 60]
+)
 def test_gap_at_the_bounds_of_the_histogram(gap_ps: int) -> None:
     """Section 12, up to thirteen days: records in seconds cannot be compared there, bins can."""
     case = Case([Request(0, 0, prompt=1, target=2)], PLAIN, replace(TIMES, lin_ps=[0, gap_ps], head_ps=[0, 0]))
