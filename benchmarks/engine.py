@@ -157,7 +157,7 @@ print(json.dumps(dict(day_cpu_s=time.process_time() - start,
 def start_up() -> dict[str, float]:
     """First and second `simulate` in fresh processes with an empty kernel cache, and the bare import; CPU and wall seconds."""
     found = {}
-    command = [sys.executable, "-m", "inferencegym", "simulate", "--duration", "60", "--no-band", "--json"]
+    command = [sys.executable, "-m", "inferencegym.cli.main", "simulate", "--duration", "60", "--no-band", "--json"]
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"NUMBA_CACHE_DIR": cache}
         for name in ("cold", "warm"):
@@ -192,8 +192,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--json", action="store_true", help="print one JSON object")
     options.add_argument("--repeats", type=int, default=5, help="runs to take the median of")
-    options.add_argument("--traces", type=Path, default=ROOT.parent / "shared" / "data" / "traces", help="folder of real traces")
-    options.add_argument("--skip-start", action="store_true", help="leave out the start-up figures, which compile everything anew")
+    options.add_argument(
+        "--traces", type=Path, default=ROOT.parent / "shared" / "data" / "traces", help="folder of real traces"
+    )
+    options.add_argument(
+        "--skip-start", action="store_true", help="leave out the start-up figures, which compile everything anew"
+    )
     given = options.parse_args()
     found = measure(given.repeats)
     trace = given.traces / "servegen_r1_day.parquet"

@@ -27,7 +27,12 @@ from inferencegym.ground.errors import InferenceGymError
 from inferencegym.metrics.record import Records
 
 ROOT = Path(__file__).resolve().parent.parent
-STATISTICS = {"mean": np.mean, "p50": lambda x: np.quantile(x, 0.5), "p90": lambda x: np.quantile(x, 0.9), "p99": lambda x: np.quantile(x, 0.99)}
+STATISTICS = {
+    "mean": np.mean,
+    "p50": lambda x: np.quantile(x, 0.5),
+    "p90": lambda x: np.quantile(x, 0.9),
+    "p99": lambda x: np.quantile(x, 0.99),
+}
 METRICS = ("ttft_s", "tpot_s", "e2e_s")
 
 #: Preemptions of the published runs, where their own report says so (LLMServingSim's example; not derivable from the rows).
@@ -39,7 +44,13 @@ KNOWN_PREEMPTIONS = {"vllm019_rtx4090_llama31_8b": 194}
 
 def gpu_name(meta: dict[str, Any], stem: str) -> str:
     """Our name of a run's GPU, from its hardware record or its file name."""
-    said = ((meta.get("hardware") or {}).get("device_name") or stem).lower().replace(" ", "").replace("_", "").replace("-", "")
+    said = (
+        ((meta.get("hardware") or {}).get("device_name") or stem)
+        .lower()
+        .replace(" ", "")
+        .replace("_", "")
+        .replace("-", "")
+    )
     for key, name in (
         ("rtx4090", "rtx-4090"), ("rtxpro6000", "rtx-pro-6000"), ("b200", "b200"), ("h200", "h200"), ("h100", "h100"), ("a100", "a100-80g"),
         ("l40s", "l40s"), ("mi300x", "mi300x"),
@@ -68,7 +79,9 @@ def vllm_run(file: Path) -> dict[str, Any]:
     rows = {name: values[order] for name, values in rows.items()}
     arrival_s = arrival_s[order]
     offset = arrival_s.min()
-    workload = Workload.of(arrival_s=arrival_s - offset, prompt_tokens=rows["prompt_tokens"], output_tokens=rows["output_tokens"])
+    workload = Workload.of(
+        arrival_s=arrival_s - offset, prompt_tokens=rows["prompt_tokens"], output_tokens=rows["output_tokens"]
+    )
     real = {
         "ttft_s": rows["first_token_s"] - arrival_s,
         "tpot_s": (rows["last_token_s"] - rows["first_token_s"]) / np.maximum(rows["output_tokens"] - 1, 1),
@@ -101,9 +114,17 @@ def vllm_run(file: Path) -> dict[str, Any]:
         "kv_blocks": deployment.kv_blocks or deployment.kv_blocks_that_fit(),
         "profile": load_profile(deployment.gpu_facts.name).describe(),
         "uncalibrated": errors(plain, real, slice(None)),
-        "calibration": {"factor": factor, "extra_ms_per_step": extra_s * 1e3, "fitted_on": f"first {half} requests (TTFT, TPOT, E2E means)"},
+        "calibration": {
+            "factor": factor,
+            "extra_ms_per_step": extra_s * 1e3,
+            "fitted_on": f"first {half} requests (TTFT, TPOT, E2E means)",
+        },
         "calibrated_second_half": errors(fitted, real, slice(half, None)),
-        "preemptions": {"real": known, "uncalibrated": plain_totals["preemptions"], "calibrated": fitted_totals["preemptions"]},
+        "preemptions": {
+            "real": known,
+            "uncalibrated": plain_totals["preemptions"],
+            "calibrated": fitted_totals["preemptions"],
+        },
     }
 
 
@@ -127,7 +148,10 @@ def calibrate(
         return float(np.sum(np.square(means))) + max(-float(x[1]), 0.0)
 
     best = min(
-        (minimize(miss, start, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-7, "maxiter": 120}) for start in ([0.0, 0.5], [0.1, 0.1], [-0.1, 1.0])),
+        (
+            minimize(miss, start, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-7, "maxiter": 120})
+            for start in ([0.0, 0.5], [0.1, 0.1], [-0.1, 1.0])
+        ),
         key=lambda found: found.fun,
     )
     return float(np.exp(best.x[0])), max(float(best.x[1]), 0.0) * 1e-3
@@ -148,7 +172,11 @@ def errors(records: Records, real: dict[str, np.ndarray], part: slice) -> dict[s
 
 def silicon_report(file: Path) -> dict[str, Any]:
     """Dense FP8 points of vLLM: closed loop of `concurrency` clients, simulated; nothing is fitted on them."""
-    points = [p for p in pq.read_table(file).to_pylist() if p["backend"] == "vllm" and p["gemm_quant_mode"] == "fp8" and p["pp_size"] == 1]
+    points = [
+        p
+        for p in pq.read_table(file).to_pylist()
+        if p["backend"] == "vllm" and p["gemm_quant_mode"] == "fp8" and p["pp_size"] == 1
+    ]
     rows, skipped = [], {}
     for point in points:
         if point["concurrency"] < 1:
@@ -176,12 +204,12 @@ def silicon_report(file: Path) -> dict[str, Any]:
     return found
 
 
-def closed_loop(clients: int, isl: int, osl: int, waves: int) -> Workload:
-    """Each client sends its next request when the answer to its last one is complete; all start at once."""
+def closed_loop(clients: int, isl: int, osl: int, waves: int, spread_s: float = 0.0) -> Workload:
+    """Each client sends its next request when the answer to its last one is complete; the clients start spread over `spread_s`."""
     n = clients * waves
     row = np.arange(n)
     return Workload.of(
-        arrival_s=np.zeros(n),
+        arrival_s=np.where(row < clients, row / clients * spread_s, spread_s),
         prompt_tokens=np.full(n, isl),
         output_tokens=np.full(n, osl),
         after=np.where(row < clients, -1, row - clients),
@@ -197,9 +225,13 @@ def silicon_point(point: dict[str, Any]) -> dict[str, Any]:
         weight_format="fp8",
     )
     settings = EngineSettings(prefix_caching=False)
-    workload = closed_loop(point["concurrency"], point["isl"], point["osl"], waves=5)
-    records, _ = run(workload, deployment, settings)
-    tpot_ms, ttft_ms = float(np.nanmean(records.tpot_s)) * 1e3, float(np.nanmean(records.ttft_s)) * 1e3
+    # Clients that all start at once stay in step for ever in a simulator, as equal requests take equal times; in a real test
+    # they drift apart within seconds. So they start spread over one answer's duration (found by a first run), and the first wave is not counted.
+    clients, isl, osl = point["concurrency"], point["isl"], point["osl"]
+    together, _ = run(closed_loop(clients, isl, osl, waves=2), deployment, settings)
+    spread_s = float(np.nanmean(together.e2e_s[clients:]))
+    records, _ = run(closed_loop(clients, isl, osl, waves=5, spread_s=spread_s), deployment, settings)
+    tpot_ms, ttft_ms = float(np.nanmean(records.tpot_s[clients:])) * 1e3, float(np.nanmean(records.ttft_s[clients:])) * 1e3
     return {
         "system": point["system"], "model": deployment.model, "tp": point["tp_size"], "isl": point["isl"], "osl": point["osl"],
         "concurrency": point["concurrency"], "tpot_ms": tpot_ms, "real_tpot_ms": point["silicon_tpot_ms"],
@@ -263,7 +295,10 @@ def markdown(found: dict[str, Any]) -> str:
             f"preemptions: real {row['preemptions']['real'] or 'not known'}, uncalibrated {row['preemptions']['uncalibrated']}, calibrated {row['preemptions']['calibrated']}.", "",
             "| | mean | p50 | p90 | p99 |", "|---|---|---|---|---|",
         ]  # fmt: skip
-        for part, title in (("uncalibrated", "uncalibrated, all"), ("calibrated_second_half", "calibrated, second half")):
+        for part, title in (
+            ("uncalibrated", "uncalibrated, all"),
+            ("calibrated_second_half", "calibrated, second half"),
+        ):
             for name in METRICS:
                 cells = " | ".join(percent(row[part][name][s]) for s in STATISTICS)
                 lines.append(f"| {name[:-2].upper()} {title} | {cells} |")
@@ -277,7 +312,10 @@ def markdown(found: dict[str, Any]) -> str:
             f"Skipped: {s['skipped'] or 'none'}.", "",
             "| system, model | points | TPOT MAPE | TTFT MAPE |", "|---|---|---|---|",
         ]  # fmt: skip
-        lines += [f"| {name} | {row['points']} | {row['tpot_mape']:.1%} | {row['ttft_mape']:.1%} |" for name, row in s["by_system"].items()]
+        lines += [
+            f"| {name} | {row['points']} | {row['tpot_mape']:.1%} | {row['ttft_mape']:.1%} |"
+            for name, row in s["by_system"].items()
+        ]
         lines.append("")
     lines += [
         "## What differs from vLLM", "",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from scipy.optimize import least_squares
 
 from inferencegym.engine.profile import Factors, Profile, load_profile
 from inferencegym.engine.step_time import Terms
-from inferencegym.ground.errors import InferenceGymError
-from inferencegym.ground.facts import gpu, model
+from inferencegym.ground.errors import UnknownNameError
+from inferencegym.ground.facts import gpu, gpus, load_facts, model
 
 #: Name, start, lower and upper bound of each fitted factor: physical ones (no share above 1, no negative overhead).
 FITTED = (
@@ -42,6 +43,7 @@ PRIOR_WEIGHT = 0.7
 PRIOR_WEIGHT_LEFT_OUT = 3.0
 #: Log errors much below this count squared, much above it by their size: a few odd kernels do not decide.
 ODD = 0.03
+KINDS = ("decode", "prefill", "mixed")
 ROOFLINE = Factors(
     p=64.0, hbm_share=1.0, flop_share=1.0, kv_share=1.0, past_attention_share=1.0, attention_share=1.0,
     attention_half_tokens=0.0, hidden_passes=0.0, ffn_passes=0.0, attention_passes=0.0, expert_hbm_share=1.0,
@@ -66,27 +68,84 @@ class Steps:
     context: np.ndarray
     seconds: np.ndarray
 
+    def of(self, rows: np.ndarray) -> Steps:
+        """Some of the rows (a mask)."""
+        names = ("kind", "prefill", "cached", "decodes", "context", "seconds")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
-def load_steps(file: Path) -> tuple[list[Steps], dict[str, str]]:
-    """Groups whose GPU and model we know, and the others with the reason."""
+
+def load_steps(file: Path) -> tuple[list[Steps], dict[str, str], dict[str, str]]:
+    """Groups of rows; what was skipped and why; and how facts were guessed of GPUs that nobody described.
+
+    A `facts.toml` beside the file describes GPUs and models of one's own (docs/profiles.md).
+    """
+    if (file.parent / "facts.toml").exists():
+        load_facts(file.parent / "facts.toml")
     table = pq.read_table(file).to_pydict()
     columns = {name: np.array(values) for name, values in table.items()}
-    found, skipped = [], {}
-    for key in sorted(set(zip(table["system"], table["model"], table["tp"], strict=True))):
-        rows = (columns["system"] == key[0]) & (columns["model"] == key[1]) & (columns["tp"] == key[2])
+    found: list[Steps] = []
+    strangers: dict[str, list[Steps]] = {}
+    skipped = {}
+    for system, net, tp in sorted(set(zip(table["system"], table["model"], table["tp"], strict=True))):
+        rows = (columns["system"] == system) & (columns["model"] == net) & (columns["tp"] == tp)
         try:
-            names = gpu(key[0]).name, model(key[1]).name
-        except InferenceGymError as error:
-            skipped[f"{key[0]} {key[1]}"] = str(error)
+            net = model(net).name
+        except UnknownNameError as error:
+            skipped[f"{system} {net}"] = f"{error} Describe it in {file.parent / 'facts.toml'}."
             continue
-        found.append(
-            Steps(
-                *names, int(key[2]), columns["step_kind"][rows], columns["prefill_tokens"][rows].astype(float),
-                columns["cached_prefix_tokens"][rows].astype(float), columns["decode_seqs"][rows].astype(float),
-                columns["context_tokens"][rows].astype(float), columns["step_ms"][rows] / 1e3,
-            )
+        steps = Steps(
+            system, net, int(tp), columns["step_kind"][rows], columns["prefill_tokens"][rows].astype(float),
+            columns["cached_prefix_tokens"][rows].astype(float), columns["decode_seqs"][rows].astype(float),
+            columns["context_tokens"][rows].astype(float), columns["step_ms"][rows] / 1e3,
         )  # fmt: skip
-    return found, skipped
+        try:
+            found.append(replace(steps, system=gpu(system).name))
+        except UnknownNameError:
+            strangers.setdefault(system, []).append(steps)
+    guesses = {system: guess_gpu(system, groups) for system, groups in strangers.items()}
+    return found + [steps for groups in strangers.values() for steps in groups], skipped, guesses
+
+
+def guess_gpu(name: str, groups: list[Steps]) -> str:
+    """Make an undescribed GPU known: the known GPU whose steps are most alike, its peaks scaled; says what was done.
+
+    Looks at the first half of each group only (`first_half`), so that the second can still judge.
+    """
+    half = [group.of(first_half(group)) for group in groups]
+    best: tuple[float, str, np.ndarray] | None = None
+    for known in gpus():
+        if not load_profile(known).all_reduce:
+            continue  # nothing measured there either
+        profile = load_profile(known).with_factors(host_s=0.0)
+        logs = [np.log(group.seconds / predict(replace(group, system=known), profile)) for group in half]
+        spread = float(np.mean(np.abs(np.concatenate(logs) - np.median(np.concatenate(logs)))))
+        if best is None or spread < best[0]:
+            best = (spread, known, np.concatenate(logs))
+    assert best is not None
+    _, alike, logs_alike = best
+    kinds = np.concatenate([group.kind for group in half])
+    slower = {
+        kind: float(np.exp(np.median(logs_alike[kinds == kind]))) if (kinds == kind).any() else 1.0 for kind in KINDS
+    }
+    card = gpu(alike)
+    with NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(f'[gpu."{name}"]\nsource = "guessed by fidelity_kernels.py from {alike}"\n')
+        file.write(f"memory_bytes = {card.memory_bytes!r}\npcie_bytes_per_s = {card.pcie_bytes_per_s!r}\n")
+        file.write(f"hbm_bytes_per_s = {card.hbm_bytes_per_s / slower['decode']!r}\n")
+        file.write(f"bf16_flops = {card.bf16_flops / slower['prefill']!r}\n")
+        if card.link_bytes_per_s is not None:
+            file.write(f"link_bytes_per_s = {card.link_bytes_per_s!r}\n")
+        file.flush()
+        load_facts(file.name)
+    return (
+        f"not described; taken as {alike} with bandwidth x{1 / slower['decode']:.2f} and FLOP/s x{1 / slower['prefill']:.2f}, "
+        "from the first half of its rows; `held_out` is the figure to look at"
+    )
+
+
+def first_half(steps: Steps) -> np.ndarray:
+    """Every other row: a split that has every sort of row on both sides."""
+    return np.arange(len(steps.seconds)) % 2 == 0
 
 
 def predict(steps: Steps, profile: Profile) -> np.ndarray:
@@ -177,14 +236,16 @@ def shared_prior(fits: Sequence[Profile], name: str) -> Factors:
     Of GPUs of the same sort if there are any: with NVLink (HBM, server boards) or without (GDDR, workstation boards).
     """
     others = [fit for fit in fits if fit.name != name]
-    others = [
-        fit for fit in others if (gpu(fit.name).link_bytes_per_s is None) == (gpu(name).link_bytes_per_s is None)
-    ] or others
+    alike = [fit for fit in others if has_link(fit.name) == has_link(name)]
+    names = [factor for factor, *_ in FITTED + LINK]
     if not others:
         return GENERIC
-    return Factors(
-        **{factor: float(np.median([getattr(fit.factors, factor) for fit in others])) for factor, *_ in FITTED + LINK}
-    )
+    return Factors(**{n: float(np.median([getattr(fit.factors, n) for fit in alike or others])) for n in names})
+
+
+def has_link(name: str) -> bool:
+    """Whether a GPU has NVLink or a fabric."""
+    return gpu(name).link_bytes_per_s is not None
 
 
 def fit_all(groups: Sequence[Steps]) -> tuple[dict[str, Profile], dict[str, Factors]]:
@@ -229,7 +290,7 @@ def summary(groups: Sequence[Steps], profile: Profile) -> dict[str, float]:
     """The errors a profile file states."""
     missed = relative(groups, profile)
     found = {"mape": float(np.mean(missed))}
-    for kind in ("decode", "prefill", "mixed"):
+    for kind in KINDS:
         if any((group.kind == kind).any() for group in groups):
             found[kind] = mape(groups, profile, kind)
     return found | {"p90": float(np.quantile(missed, 0.9))}
@@ -237,38 +298,47 @@ def summary(groups: Sequence[Steps], profile: Profile) -> dict[str, float]:
 
 def judged(groups: Sequence[Steps], name: str) -> list[Steps]:
     """The rows a GPU is judged on: without NVLink, TP 1 (its all-reduce is a property of the host)."""
-    if gpu(name).link_bytes_per_s is None and any(group.tp == 1 for group in groups):
+    if not has_link(name) and any(group.tp == 1 for group in groups):
         return [group for group in groups if group.tp == 1]
     return list(groups)
 
 
 def kernel_report(data: Path) -> dict[str, Any]:
     """The kernels' part of the fidelity report."""
-    groups, skipped = load_steps(data / "kernel_step_times.parquet")
-    found: dict[str, Any] = {
-        "note": "`mape` to `p90`: factors refitted on this data; `shipped`: the package's profile as it is; "
-        "`leave_one_model_out`: each model judged by factors fitted on this GPU's others, leaning on the "
-        "median factors of the other GPUs of its sort; `plain_roofline`: peaks, no factors. GPUs without "
-        "NVLink are judged at TP 1; `with_tp` has all rows, with the measured all-reduce table. Mixed rows "
-        "are read as average pieces of prompts as long as their context, which is how aiconfigurator makes "
-        "them.",
-        "skipped": skipped,
-        "gpus": {},
-    }
+    groups, skipped, guesses = load_steps(data / "kernel_step_times.parquet")
     names = sorted({group.system for group in groups})
     fits, priors = fit_all(groups)
+    found = {}
     for name in names:
         mine = [group for group in groups if group.system == name]
-        rows = judged(mine, name)
-        fitted = fits[name]
-        left_out, by_model = leave_one_model_out(mine, name, priors[name])
-        row: dict[str, Any] = {"points": sum(len(group.seconds) for group in rows)} | summary(rows, fitted)
-        row["leave_one_model_out"], row["leave_one_model_out_by_model"] = left_out, by_model
-        row["plain_roofline"] = mape(rows, replace(fitted, factors=ROOFLINE, all_reduce={}))
-        row["with_tp"] = mape(mine, fitted)
-        try:
-            row["shipped"] = mape(rows, load_profile(name).with_factors(host_s=0.0))  # kernel sums have no host time
-        except InferenceGymError as error:
-            row["shipped"] = str(error)
-        found["gpus"][name] = row
-    return found
+        found[name] = gpu_report(mine, name, fits[name], priors[name])
+        if name in guesses:
+            found[name]["facts"] = guesses[name]
+    return {"note": NOTE, "skipped": skipped, "gpus": found}
+
+
+NOTE = (
+    "`mape` to `p90`: factors refitted on these rows, so an error of the formula, not of a forecast; `held_out`: fitted on every "
+    "other row, judged on the rest; `shipped`: the package's profile as it is; `leave_one_model_out`: each model judged "
+    "by factors fitted on this GPU's other models, leaning on the median factors of the other GPUs of its sort; "
+    "`plain_roofline`: peaks, no factors. GPUs without NVLink are judged at TP 1; `with_tp` has all rows, with the "
+    "measured all-reduce table. Mixed rows are read as average pieces of prompts as long as their context, which is how "
+    "aiconfigurator makes them."
+)
+
+
+def gpu_report(groups: Sequence[Steps], name: str, fitted: Profile, prior: Factors) -> dict[str, Any]:
+    """One GPU's errors."""
+    rows = judged(groups, name)
+    left_out, by_model = leave_one_model_out(groups, name, prior)
+    half = fit_gpu([group.of(first_half(group)) for group in groups], name, prior)
+    row: dict[str, Any] = {"points": sum(len(group.seconds) for group in rows)} | summary(rows, fitted)
+    row["held_out"] = mape([group.of(~first_half(group)) for group in rows], half)
+    row["leave_one_model_out"], row["leave_one_model_out_by_model"] = left_out, by_model
+    row["plain_roofline"] = mape(rows, replace(fitted, factors=ROOFLINE, all_reduce={}))
+    row["with_tp"] = mape(groups, fitted)
+    try:
+        row["shipped"] = mape(rows, load_profile(name).with_factors(host_s=0.0))  # kernel sums have no host time
+    except UnknownNameError:
+        row["shipped"] = None  # no profile is shipped for it
+    return row

@@ -169,8 +169,9 @@ def test_shipped_profiles_hold_on_the_measured_kernels(shared_data: Path) -> Non
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
     from fidelity_kernels import judged, load_steps, mape
 
-    groups, skipped = load_steps(shared_data / "groundtruth" / "kernel_step_times.parquet")
+    groups, skipped, guesses = load_steps(shared_data / "groundtruth" / "kernel_step_times.parquet")
     assert not skipped
+    assert not guesses
     for name, limit in (
         ("h100", 0.06),
         ("h200", 0.06),

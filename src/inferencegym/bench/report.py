@@ -262,7 +262,7 @@ main{max-width:1360px;margin:0 auto;padding:1.5rem}h1{font-size:1.6rem;margin:0 
 code{background:var(--mark);padding:.1em .35em;border-radius:4px;overflow-wrap:anywhere}em{color:var(--soft);font-style:normal;font-size:.85em}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;font-size:.85rem;color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.25rem .8rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top}
-tbody th,thead th:first-child{text-align:left;font-weight:500}tr.differs{background:var(--mark)}.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.4em}
+tbody th,thead th:first-child{text-align:left;font-weight:500;white-space:nowrap}tr.differs{background:var(--mark)}.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.4em}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem}figure{margin:0;break-inside:avoid}
 figcaption{font-weight:600}svg text{fill:var(--soft);font:12px system-ui,sans-serif}svg .label{fill:var(--ink)}.grid{stroke:var(--rule)}.axis{stroke:var(--soft)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;padding:0;margin:.5rem 0}.legend svg{margin-right:.4em;vertical-align:middle}

@@ -47,7 +47,11 @@ def _axis(choice: str) -> tuple[str, list[Any]]:
     name, equals, text = choice.partition("=")
     target, dot, field = name.strip().partition(".")
     if not equals or not dot or target not in TARGETS:
-        raise ConfigError("--set", f"'{choice}' is not NAME=VALUE[,VALUE]", allowed="e.g. engine.max_num_seqs=64,256 or deployment.replicas=2")
+        raise ConfigError(
+            "--set",
+            f"'{choice}' is not NAME=VALUE[,VALUE]",
+            allowed="e.g. engine.max_num_seqs=64,256 or deployment.replicas=2",
+        )
     hints = get_type_hints(TARGETS[target])
     if field not in hints:
         raise ConfigError(f"--set {target}.{field}", "no such setting", allowed=", ".join(hints))
@@ -55,7 +59,11 @@ def _axis(choice: str) -> tuple[str, list[Any]]:
 
 
 def _label(axes: list[tuple[str, list[Any]]], combination: tuple[Any, ...]) -> str:
-    parts = [f"{name.split('.', 1)[1]}={show(value)}" for (name, values), value in zip(axes, combination, strict=True) if len(values) > 1]
+    parts = [
+        f"{name.split('.', 1)[1]}={show(value)}"
+        for (name, values), value in zip(axes, combination, strict=True)
+        if len(values) > 1
+    ]
     return ", ".join(parts) or "run"
 
 
@@ -74,7 +82,11 @@ def show(value: Any) -> str:
 
 def parse_value(name: str, hint: Any, text: str) -> Any:
     """A typed value from the command line; tuples are written with slashes (0.8/0.6), 'unset' is None where allowed."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    options = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
     text = text.strip()
     if type(None) in options and text.lower() in ("unset", "none"):
         return None
@@ -90,7 +102,16 @@ def parse_value(name: str, hint: Any, text: str) -> Any:
 
 def _parse_one(kind: Any, text: str) -> Any:
     if kind is bool:
-        known = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+        known = {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "off": False,
+            "0": False,
+        }
         if text.lower() not in known:
             raise ValueError(text)
         return known[text.lower()]

@@ -13,7 +13,9 @@ from inferencegym.cli.simulate import simulate
 from inferencegym.cli.traces import app as traces
 from inferencegym.ground.errors import InferenceGymError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Learn, test and run serving policies for large language models.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Learn, test and run serving policies for large language models."
+)
 app.command()(simulate)
 app.add_typer(traces, name="traces", help="Workloads: list, describe, fetch, fit.")
 
@@ -26,7 +28,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
 ) -> None:
     """Take the options that belong to no verb."""
 
@@ -38,3 +42,7 @@ def main() -> None:
     except InferenceGymError as error:
         Console(stderr=True).print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

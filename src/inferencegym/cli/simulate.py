@@ -26,7 +26,7 @@ from inferencegym.ground.facts import load_facts
 from inferencegym.metrics.slo import Slo
 from inferencegym.metrics.summary import Summary
 from inferencegym.metrics.vocabulary import metric
-from inferencegym.workload import Workload, generate, names, read
+from inferencegym.workload import Workload, generate, is_description, read
 
 #: Rows of the table: a metric and, for latencies, the statistic.
 ROWS: tuple[tuple[str, str], ...] = (
@@ -35,7 +35,14 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("kv_used_max", ""), ("prefix_hit_fraction", ""), ("preemptions", ""), ("cost_per_1k_output_tokens", ""),
 )  # fmt: skip
 #: Which of them carry an uncertainty band on screen.
-BANDED = {("ttft_s", "p50"), ("ttft_s", "p99"), ("tpot_s", "p50"), ("e2e_s", "p50"), ("e2e_s", "p99"), ("output_tps", "")}
+BANDED = {
+    ("ttft_s", "p50"),
+    ("ttft_s", "p99"),
+    ("tpot_s", "p50"),
+    ("e2e_s", "p50"),
+    ("e2e_s", "p99"),
+    ("output_tps", ""),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +65,41 @@ class Outcome:
 
 
 def simulate(
-    trace: Annotated[str, typer.Option(help="A shipped fit (see `traces list`), a real trace's name in INFERENCEGYM_TRACE_DIR, or a file.")] = "azure-conversation",
+    trace: Annotated[
+        str,
+        typer.Option(
+            help="A shipped fit (see `traces list`), a real trace's name in INFERENCEGYM_TRACE_DIR, or a file."
+        ),
+    ] = "azure-conversation",
     model: Annotated[str, typer.Option(help="Model to serve.")] = "llama-3.1-8b",
     gpu: Annotated[str, typer.Option(help="GPU to serve it on.")] = "h100",
     tp: Annotated[int, typer.Option(help="GPUs a replica (tensor parallel).")] = 1,
     replicas: Annotated[int, typer.Option(help="Replicas behind the router.")] = 1,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE[,VALUE...]; several values are compared side by side. Names: engine.* and deployment.*, e.g. engine.max_num_seqs=64,256.")] = None,
-    duration: Annotated[float | None, typer.Option(help="Seconds of traffic: generated for a fit (default 3600), a window from the start for a real trace.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Mean requests per second; the arrival pattern is kept and scaled.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Step-time profile, a name or a TOML file; default: the GPU's.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="NAME=VALUE[,VALUE...]; several values are compared side by side. Names: engine.* and deployment.*, e.g. engine.max_num_seqs=64,256.",
+        ),
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds of traffic: generated for a fit (default 3600), a window from the start for a real trace."
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Mean requests per second; the arrival pattern is kept and scaled.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Step-time profile, a name or a TOML file; default: the GPU's.")
+    ] = None,
     facts: Annotated[Path | None, typer.Option(help="TOML file with your own GPUs and models.")] = None,
     slo_ttft_ms: Annotated[float, typer.Option(help="Objective for the time to first token.")] = 500.0,
     slo_tpot_ms: Annotated[float, typer.Option(help="Objective for the time per output token.")] = 50.0,
-    band: Annotated[bool, typer.Option(help="Also run with every step slower and faster by the profile's uncertainty.")] = True,
+    band: Annotated[
+        bool, typer.Option(help="Also run with every step slower and faster by the profile's uncertainty.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Seed of the generated traffic and of the engine.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write one self-contained HTML file with charts.")] = None,
@@ -99,7 +128,7 @@ def simulate(
 
 def load_workload(trace: str, *, seed: int, duration_s: float | None, rate_rps: float | None) -> tuple[Workload, int]:
     """The workload a name or file stands for, scaled as asked, and how many failed rows were left out."""
-    if trace in names():
+    if is_description(trace):
         return generate(trace, seed=seed, duration_s=duration_s or 3600.0, rate_rps=rate_rps).servable()
     workload = read(trace)
     if duration_s is not None:
@@ -115,23 +144,48 @@ def load_workload(trace: str, *, seed: int, duration_s: float | None, rate_rps: 
 def _run_all(
     workload: Workload, chosen: list[Variant], profile: Profile | None, slo: Slo, seed: int, band: bool, *, quiet: bool
 ) -> list[Outcome]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("compiling the engine (first run only), then simulating", total=float(len(chosen)))
         outcomes = []
         for i, variant in enumerate(chosen):
-            outcomes.append(_run_one(workload, variant, profile, slo, seed, band, lambda share, i=i: bar.update(task, completed=i + share)))
+            outcomes.append(
+                _run_one(
+                    workload,
+                    variant,
+                    profile,
+                    slo,
+                    seed,
+                    band,
+                    lambda share, i=i: bar.update(task, completed=i + share),
+                )
+            )
             bar.update(task, description=f"simulating {variant.label}")
     return outcomes
 
 
-def _run_one(workload: Workload, variant: Variant, profile: Profile | None, slo: Slo, seed: int, band: bool, progress: Any) -> Outcome:
-    result = run_simulation(workload, variant.deployment, variant.settings, seed=seed, profile=profile, progress=progress)
+def _run_one(
+    workload: Workload, variant: Variant, profile: Profile | None, slo: Slo, seed: int, band: bool, progress: Any
+) -> Outcome:
+    result = run_simulation(
+        workload, variant.deployment, variant.settings, seed=seed, profile=profile, progress=progress
+    )
     bands: list[Summary | None] = [None, None]
     if band and result.uncertainty > 0:
         for i, factor in enumerate((1 + result.uncertainty, 1 - result.uncertainty)):
             other = run_simulation(
-                workload, variant.deployment, variant.settings, seed=seed, profile=profile, timeline_points=0, step_time_factor=factor
+                workload,
+                variant.deployment,
+                variant.settings,
+                seed=seed,
+                profile=profile,
+                timeline_points=0,
+                step_time_factor=factor,
             )
             bands[i] = other.summary(slo)
     return Outcome(variant, result, result.summary(slo), bands[0], bands[1])
@@ -181,7 +235,9 @@ def _say_endings(console: Console, outcomes: list[Outcome]) -> None:
             console.print(f"[yellow]{outcome.variant.label}: not served: {said}[/]")
     share = outcomes[0].result.uncertainty
     if any(outcome.slower for outcome in outcomes):
-        console.print(f"[dim](low .. high): all steps {share:.0%} faster .. slower, the step-time profile's own error[/]")
+        console.print(
+            f"[dim](low .. high): all steps {share:.0%} faster .. slower, the step-time profile's own error[/]"
+        )
 
 
 def _as_json(workload: Workload, outcomes: list[Outcome], left_out: int) -> dict[str, Any]:
@@ -228,7 +284,9 @@ def _write_report(path: Path, workload: Workload, outcomes: list[Outcome], left_
         "workload digest": workload.digest(),
         "attribution": workload.attribution,
         "rows left out (failed at the source)": str(left_out),
-        "step-time profile": "; ".join(sorted({load_profile(o.result.deployment.gpu_facts.name).describe() for o in outcomes})),
+        "step-time profile": "; ".join(
+            sorted({load_profile(o.result.deployment.gpu_facts.name).describe() for o in outcomes})
+        ),
         "package version": inferencegym.__version__,
     }
     title = f"{workload.name} on {outcomes[0].result.deployment.model_facts.name}, {outcomes[0].result.deployment.gpu_facts.name}"

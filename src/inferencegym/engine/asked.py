@@ -46,7 +46,9 @@ def ask(
     waits = workload.after >= 0
     classes = max(len(workload.slo_class_names), int(workload.slo_class.max(initial=0)) + 1)
     if slo_ttft_s is not None and len(slo_ttft_s) < classes:
-        raise ConfigError("slo_ttft_s", f"{len(slo_ttft_s)} objectives for {classes} classes", allowed=f"{classes} numbers")
+        raise ConfigError(
+            "slo_ttft_s", f"{len(slo_ttft_s)} objectives for {classes} classes", allowed=f"{classes} numbers"
+        )
     deadlines_s = np.full(classes, NO_DEADLINE_S) if slo_ttft_s is None else np.asarray(slo_ttft_s, dtype=np.float64)
     kinds = max(len(workload.kind_names), int(workload.kind.max(initial=0)) + 1, 1)
     rows = np.zeros(len(workload), ROW)

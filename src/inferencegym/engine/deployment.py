@@ -126,7 +126,12 @@ class Deployment:
         return blocks
 
     def machine(
-        self, settings: EngineSettings, profile: Profile | None = None, *, factor: float = 1.0, extra_step_s: float = 0.0
+        self,
+        settings: EngineSettings,
+        profile: Profile | None = None,
+        *,
+        factor: float = 1.0,
+        extra_step_s: float = 0.0,
     ) -> Machine:
         """The engine's view: step-time tables, blocks, seats. `factor` and `extra_step_s` stretch and lengthen every step."""
         facts, card = self.model_facts, self.gpu_facts

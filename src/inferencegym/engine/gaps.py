@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from numba import types
-from numba.extending import intrinsic
 
-from inferencegym.engine.memory import GAP_BINS, State, core_at, gap_at
+from inferencegym.engine.memory import GAP_BINS, State, core_at, gap_at, intrinsic
 from inferencegym.ground.jit import kernel
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _leading_zeros(_context: Any, _number: Any) -> Any:
     """Zero bits before the first one of a positive int64: one machine instruction, where a logarithm would be a call."""
 

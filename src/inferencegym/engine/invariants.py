@@ -17,11 +17,23 @@ from inferencegym.workload import Workload
 
 #: Number, name and sentence of each law; the page is generated from it.
 LAWS: tuple[tuple[int, str, str], ...] = (
-    (1, "requests conserved", "Every request that arrived is waiting, running, on the wire or has ended, exactly once."),
+    (
+        1,
+        "requests conserved",
+        "Every request that arrived is waiting, running, on the wire or has ended, exactly once.",
+    ),
     (2, "blocks conserved", "Blank, cached and held KV blocks add up to the pool, at any instant."),
-    (3, "lifecycle order", "arrival <= scheduled <= first token <= finish, and TTFT keeps its first value across preemptions."),
+    (
+        3,
+        "lifecycle order",
+        "arrival <= scheduled <= first token <= finish, and TTFT keeps its first value across preemptions.",
+    ),
     (4, "clock monotonic", "Time never goes back, and no record ends after the engine's clock."),
-    (5, "causality", "No plan reads the oracle: what was planned up to a time is the same whatever answers come after it."),
+    (
+        5,
+        "causality",
+        "No plan reads the oracle: what was planned up to a time is the same whatever answers come after it.",
+    ),
     (6, "work conserving", "A replica with a request that fits has a step in flight."),
     (7, "determinism", "The same workload, machine, settings and seed give the same records, to the bit."),
     (8, "leap = step by step", "Leaping over runs of decode changes no record, no gap and no counter."),

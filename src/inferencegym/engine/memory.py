@@ -25,8 +25,7 @@ from typing import Any, TypeAlias
 import numba
 import numpy as np
 import numpy.typing as npt
-from numba import types
-from numba.extending import intrinsic
+from numba import extending, types
 
 from inferencegym.ground.jit import kernel
 
@@ -152,7 +151,9 @@ CHANCE = np.dtype([("chance", _f8)])
 PICOSECONDS = np.dtype([("ps", _i8)])
 
 #: Addresses of the workload's arrays (which outlive it: `engine.asked` holds them).
-ASKED = np.dtype(_integers("rows_at", "open_rows_at", "key_ids_at", "accept_at", "key_block", "key_shift", "drafts"), align=True)
+ASKED = np.dtype(
+    _integers("rows_at", "open_rows_at", "key_ids_at", "accept_at", "key_block", "key_shift", "drafts"), align=True
+)
 
 #: Addresses of the step-time tables, and the scalars of `StepTimes`.
 TIMES = np.dtype(
@@ -169,6 +170,11 @@ _DTYPES = dict(
 )  # fmt: skip
 
 
+#: Numba's types say that an intrinsic takes the compiler's context when it is called; it does not, so they are set aside.
+intrinsic: Any = extending.intrinsic
+carray: Any = numba.carray  # type: ignore[attr-defined]
+
+
 # --- pointers ---------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +183,7 @@ def _pointer(dtype: np.dtype[Any]) -> Any:
     record = numba.from_dtype(dtype)
     size = dtype.itemsize
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def at(_context: Any, _address: Any, _index: Any) -> Any:
         def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             address, index = arguments
@@ -189,7 +195,7 @@ def _pointer(dtype: np.dtype[Any]) -> Any:
     return at
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _address(_context: Any, record: Any) -> Any:
     """The address of a record."""
 
@@ -199,9 +205,9 @@ def _address(_context: Any, record: Any) -> Any:
     return types.int64(record), code
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _float_pointer(_context: Any, _address: Any) -> Any:
-    pointer = types.CPointer(types.float64)
+    pointer = types.CPointer(types.float64)  # type: ignore[no-untyped-call]
 
     def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(pointer))
@@ -345,7 +351,7 @@ def table_ps(address: int, length: int, i: int) -> int:
 @kernel
 def chunk_coefficients(t: Times) -> Floats:
     """float64[chunk_len], the coefficients `chunk_ps` takes."""
-    return numba.carray(_float_pointer(t["chunk_at"]), (t["chunk_len"],))
+    return carray(_float_pointer(t["chunk_at"]), (t["chunk_len"],))
 
 
 # --- the block of bytes, from Python ----------------------------------------------------------------------------------

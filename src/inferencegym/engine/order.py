@@ -5,8 +5,6 @@ FCFS keeps a list through the slots' links, VTC one such list per tenant, the ot
 
 from __future__ import annotations
 
-import numpy as np
-
 from inferencegym.engine.codes import Order
 from inferencegym.engine.memory import Asked, State, core_at, heap_at, row_at, slot_at, tenant_at
 from inferencegym.ground.jit import kernel
@@ -21,15 +19,15 @@ def rank(s: State, w: Asked, r: int, slot: int) -> tuple[int, int]:
     me = slot_at(s, r, slot)
     order = core_at(s, r)["order"]
     if order == _PRIORITY:
-        return np.int64(me["priority"]), np.int64(me["arrival_ps"])
+        return int(me["priority"]), int(me["arrival_ps"])
     if order == _AGING:
-        return np.int64(me["arrival_ps"] + me["priority"] * core_at(s, r)["aging_ps"]), np.int64(0)
+        return int(me["arrival_ps"] + me["priority"] * core_at(s, r)["aging_ps"]), 0
     if order == _SJF:
         # The prompt, not the answer: its true length is unknown in live traffic.
-        return np.int64(me["prompt"]), np.int64(me["arrival_ps"])
+        return int(me["prompt"]), int(me["arrival_ps"])
     if order == _EDF:
-        return np.int64(me["arrival_ps"] + row_at(w, me["row"])["slo_ttft_ps"]), np.int64(0)
-    return np.int64(me["arrival_ps"]), np.int64(0)
+        return int(me["arrival_ps"] + row_at(w, me["row"])["slo_ttft_ps"]), 0
+    return int(me["arrival_ps"]), 0
 
 
 @kernel

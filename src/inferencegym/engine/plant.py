@@ -12,7 +12,11 @@ from inferencegym.engine.engine import Engine
 from inferencegym.ground.errors import ConfigError
 from inferencegym.metrics.record import Records
 
-_SETTING = {"batch_cap": "max_num_seqs", "kv_budget_fraction": "kv_budget_fraction", "speculation_depth": "speculation_depth"}
+_SETTING = {
+    "batch_cap": "max_num_seqs",
+    "kv_budget_fraction": "kv_budget_fraction",
+    "speculation_depth": "speculation_depth",
+}
 
 
 class EnginePlant:

@@ -104,11 +104,15 @@ def _with_timeline(
 ) -> tuple[Records, Timeline]:
     """Run in windows and look at the end of each; the windows after the last arrival are as long as those before."""
     window_s = max(duration_s, 1e-3) / points
-    parts, rows, tokens = [], [], 0
+    parts: list[Records] = []
+    rows: list[tuple[float, ...]] = []
+    tokens = 0
     while not engine.done and len(rows) < 4 * points:
         parts.append(engine.run(until_s=(len(rows) + 1) * window_s))
         gauges, emitted = engine.gauges(), engine.totals()["emitted_tokens"]
-        rows.append((gauges.now_s, gauges.running, gauges.waiting, gauges.kv_used_fraction, (emitted - tokens) / window_s))
+        rows.append(
+            (gauges.now_s, gauges.running, gauges.waiting, gauges.kv_used_fraction, (emitted - tokens) / window_s)
+        )
         tokens = emitted
         if progress:
             progress(min(1.0, len(rows) / points))
