@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from inferencegym.engine.asked import ask
 from inferencegym.engine.codes import Router
 from inferencegym.engine.engine import Engine
 from inferencegym.engine.latency import StepTimes
@@ -63,10 +62,8 @@ def build(case: Case) -> Engine:
         router=Router[config.router.upper()],
         affinity_slack=config.affinity_slack,
     )
-    engine = Engine(workload, machine, settings, seed=config.seed)
-    classes = sorted({q.slo_ttft_ps for q in case.requests})
-    engine._question = ask(workload, config.block_size, settings, slo_ttft_s=np.array(classes) / 1e12)
-    return engine
+    objectives_s = [ps / 1e12 for ps in sorted({q.slo_ttft_ps for q in case.requests})]
+    return Engine(workload, machine, settings, seed=config.seed, slo_ttft_s=objectives_s)
 
 
 def workload_of(case: Case) -> Workload:
