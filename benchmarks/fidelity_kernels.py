@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy.optimize import least_squares
 
-from inferencegym.engine.profile import Factors, Profile, load_profile
+from inferencegym.engine.profile import Factors, Profile, load_profile, profile_names
 from inferencegym.engine.step_time import Terms
 from inferencegym.ground.errors import UnknownNameError
 from inferencegym.ground.facts import gpu, gpus, load_facts, model
@@ -253,7 +253,10 @@ def fit_all(groups: Sequence[Steps]) -> tuple[dict[str, Profile], dict[str, Fact
     names = sorted({group.system for group in groups})
     mine = {name: [group for group in groups if group.system == name] for name in names}
     first = {name: fit_gpu(mine[name], name) for name in names}
-    priors = {name: shared_prior(list(first.values()), name) for name in names}
+    # GPUs that this data lacks speak through their shipped profiles.
+    shipped = [load_profile(name) for name in gpus() if name not in first and name in profile_names()]
+    known = [*first.values(), *(profile for profile in shipped if profile.trust == "fitted")]
+    priors = {name: shared_prior(known, name) for name in names}
     return {name: fit_gpu(mine[name], name, priors[name]) for name in names}, priors
 
 
@@ -320,7 +323,7 @@ def kernel_report(data: Path) -> dict[str, Any]:
 NOTE = (
     "`mape` to `p90`: factors refitted on these rows, so an error of the formula, not of a forecast; `held_out`: fitted on every "
     "other row, judged on the rest; `shipped`: the package's profile as it is; `leave_one_model_out`: each model judged "
-    "by factors fitted on this GPU's other models, leaning on the median factors of the other GPUs of its sort; "
+    "by factors fitted on this GPU's other models, leaning on the median factors of the other GPUs of its sort (which know the model); "
     "`plain_roofline`: peaks, no factors. GPUs without NVLink are judged at TP 1; `with_tp` has all rows, with the "
     "measured all-reduce table. Mixed rows are read as average pieces of prompts as long as their context, which is how "
     "aiconfigurator makes them."
