@@ -16,8 +16,8 @@ help:
 
 demo: $(READY)
 	@mkdir -p out
-	$(BIN)/inferencegym simulate --trace azure-conversation --duration 3600 --model llama-3.1-8b --gpu h100 \
-		--set engine.max_num_seqs=64,256 --set engine.max_num_batched_tokens=512,2048 --report out/demo.html
+	$(BIN)/inferencegym simulate --trace azure-conversation --duration 3600 --rate 22 --model llama-3.1-8b --gpu h100 \
+		--set engine.max_num_seqs=64,256 --set engine.max_num_batched_tokens=2048,8192 --report out/demo.html
 
 test: $(READY)
 	$(BIN)/pytest -q
@@ -41,6 +41,8 @@ bench: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m inferencegym.metrics.vocabulary > docs/vocabulary.md
+	$(BIN)/python -m inferencegym.engine.invariants > docs/invariants.md
+	$(BIN)/python benchmarks/fidelity.py --markdown docs/fidelity.md > out/fidelity.md
 
 clean:
 	rm -rf .venv out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

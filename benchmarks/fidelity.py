@@ -231,7 +231,10 @@ def silicon_point(point: dict[str, Any]) -> dict[str, Any]:
     together, _ = run(closed_loop(clients, isl, osl, waves=2), deployment, settings)
     spread_s = float(np.nanmean(together.e2e_s[clients:]))
     records, _ = run(closed_loop(clients, isl, osl, waves=5, spread_s=spread_s), deployment, settings)
-    tpot_ms, ttft_ms = float(np.nanmean(records.tpot_s[clients:])) * 1e3, float(np.nanmean(records.ttft_s[clients:])) * 1e3
+    tpot_ms, ttft_ms = (
+        float(np.nanmean(records.tpot_s[clients:])) * 1e3,
+        float(np.nanmean(records.ttft_s[clients:])) * 1e3,
+    )
     return {
         "system": point["system"], "model": deployment.model, "tp": point["tp_size"], "isl": point["isl"], "osl": point["osl"],
         "concurrency": point["concurrency"], "tpot_ms": tpot_ms, "real_tpot_ms": point["silicon_tpot_ms"],

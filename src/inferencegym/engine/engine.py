@@ -16,7 +16,7 @@ import numpy as np
 from inferencegym.engine import memory
 from inferencegym.engine.asked import Question, ask
 from inferencegym.engine.codes import Order, Preemption, Role, Scheduler, Stop
-from inferencegym.engine.loop import FAR_PS, advance, requeue
+from inferencegym.engine.loop import FAR_PS, advance, one_instant, requeue
 from inferencegym.engine.machine import Machine
 from inferencegym.engine.settings import LIVE, EngineSettings
 from inferencegym.engine.times import times_of
@@ -84,12 +84,16 @@ class Engine:
 
     # --- running -----------------------------------------------------------------------------------------------------
 
-    def run(self, until_s: float | None = None, *, steps: int | None = None, leaps: bool = True) -> Records:
+    def run(
+        self, until_s: float | None = None, *, steps: int | None = None, instants: int | None = None, leaps: bool = True
+    ) -> Records:
         """Run to the end, to a time, or for a number of engine steps; returns the requests that ended meanwhile, in that order.
 
         With `until_s` everything that happens at or before that time has happened. `leaps=False` takes every step singly (same result, slower).
         """
         until_ps = FAR_PS if until_s is None else to_ps(until_s, field="until_s")
+        if instants is not None:
+            return self._run_instants(instants)
         return self.run_ps(until_ps, steps=steps, leaps=leaps)
 
     def run_ps(self, until_ps: int, *, steps: int | None = None, leaps: bool = True) -> Records:
@@ -111,7 +115,26 @@ class Engine:
         if code == Stop.STEPS or until_ps >= FAR_PS:
             self.now_s = max(self.now_s, float(self._header["now_ps"][0]) / 1e12)
         else:
-            self.now_s = until_ps / 1e12
+            self.now_s = max(self.now_s, until_ps / 1e12)
+        return self._records(out[: int(self._header["out_len"][0])])
+
+    def _run_instants(self, instants: int) -> Records:
+        """Let the next few instants happen, each called from here: the loop in Python over the same planner (parity P1)."""
+        header = memory.header_of(self._arena)
+        out = np.zeros(int(header["arrived"][0] - header["ended"][0]) + len(self.workload) + 1, dtype=memory.RECORD)
+        header["out_len"] = 0
+        left = instants
+        while left > 0:
+            self._header["out_at"] = out.ctypes.data
+            self._header["out_capacity"] = len(out)
+            code = one_instant(self._arena, self._question.asked, self._times.handle)
+            if code == Stop.NEED_SLOTS:
+                self._arena = memory.grow(self._arena)
+            elif code == Stop.DRAINED:
+                break
+            else:
+                left -= 1
+        self.now_s = max(self.now_s, float(self._header["now_ps"][0]) / 1e12)
         return self._records(out[: int(self._header["out_len"][0])])
 
     @property
