@@ -248,9 +248,8 @@ def gather(s: State, r: int) -> None:
     slot = core["run_head"]
     while slot >= 0:
         me = slot_at(s, r, slot)
-        if me["state"] != _PADDING and decodes(s, r, slot):
-            if not in_step(s, r, slot):
-                return
+        if me["state"] != _PADDING and decodes(s, r, slot) and not in_step(s, r, slot):
+            return
         slot = me["next"]
     core["crowd"] = 1
     core["picked_len"] = 0
