@@ -251,6 +251,7 @@ def _as_json(workload: Workload, outcomes: list[Outcome], left_out: int) -> dict
             {
                 "label": outcome.variant.label,
                 "settings": settings_table(outcome.variant),
+                "profile": outcome.result.profile.describe(),
                 "uncertainty": outcome.result.uncertainty,
                 "summary": outcome.summary.to_dict(),
                 "band": {

@@ -37,8 +37,13 @@ class SimulationResult:
     workload: Workload
     deployment: Deployment
     settings: EngineSettings
-    uncertainty: float
-    """Relative uncertainty of step times, from the profile's own error."""
+    profile: Profile
+    """The step-time profile in force."""
+
+    @property
+    def uncertainty(self) -> float:
+        """Relative uncertainty of step times for this model, from the profile's own error."""
+        return self.profile.band(self.deployment.model_facts.name)
 
     def summary(self, slo: Slo | SloTable | None = None) -> Summary:
         """The figures, with service levels if objectives are given."""
@@ -92,7 +97,7 @@ def simulate(
         workload=workload,
         deployment=deployment,
         settings=settings,
-        uncertainty=profile.band(deployment.model_facts.name),
+        profile=profile,
     )
 
 
