@@ -163,7 +163,7 @@ print(json.dumps(dict(day_cpu_s=time.process_time() - start,
 def start_up() -> dict[str, float]:
     """First and second `simulate` in fresh processes with an empty kernel cache, and the bare import; CPU and wall seconds."""
     found = {}
-    command = [sys.executable, "-m", "inferencegym.cli.main", "simulate", "--duration", "60", "--no-band", "--json"]
+    command = [sys.executable, "-m", "inferencegym", "simulate", "--duration", "60", "--no-band", "--json"]
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"NUMBA_CACHE_DIR": cache}
         for name in ("cold", "warm"):
