@@ -72,11 +72,13 @@ def test_shrinking_the_pool_below_use_preempts_and_growing_it_again_serves_all()
         ({"max_num_seqs": 0}, "too small"),
         ({"order": "random"}, "fcfs, priority"),
         ({"kv_budget_fraction": 2.0}, "0.01..1"),
+        ({"order": "priority", "max_num_batched_tokens": 10}, "cannot take a prompt"),
     ],
 )
 def test_a_change_that_cannot_be_is_refused_and_changes_nothing(change: dict[str, object], says: str) -> None:
-    running = engine()
+    running = engine(EngineSettings(chunked_prefill=False, max_model_len=4096, max_num_seqs=2))
     running.run(until_s=1.0)
+    assert running.gauges().waiting > 0
     before = running.arena.copy()
     with pytest.raises(ConfigError, match=says):
         running.change(**change)

@@ -237,14 +237,13 @@ class Engine:
         if settings.scheduler == "llamacpp" and (settings.max_num_seqs or 0) > slots:
             raise ConfigError("engine.max_num_seqs", "llama.cpp's slots are fixed at its start", allowed=f"1..{slots}")
         reordered = settings.order != self.settings.order
-        queues = self._empty_queues() if reordered else []
         before = self._core["pool_blocks"].copy()
         _put_settings(self._arena, self.machine, settings)
         self._core["blank"] += self._core["pool_blocks"] - before
         self._core["unseen"] += 1  # the step in flight was planned without it
         self.settings = settings
         if reordered:
-            self._requeue(queues)
+            self._requeue(self._empty_queues())
 
     def _empty_queues(self) -> list[list[int]]:
         """Slots of each replica's waiting requests, by arrival; the queues are left empty."""
