@@ -201,10 +201,10 @@ def _headline(workload: Workload, left_out: int) -> str:
 
 
 def _table(outcomes: list[Outcome]) -> Table:
-    table = Table(title=None, show_lines=False, header_style="bold")
-    table.add_column("")
+    table = Table(header_style="bold")
+    table.add_column("", no_wrap=True)
     for outcome in outcomes:
-        table.add_column(outcome.variant.label.replace(", ", "\n"), justify="right")
+        table.add_column(outcome.variant.label.replace(", ", "\n"), justify="right", overflow="fold")
     for name, statistic in ROWS:
         values = [outcome.summary.value(name, statistic) for outcome in outcomes]
         if all(value is None for value in values):
@@ -223,7 +223,7 @@ def _cell(outcome: Outcome, name: str, statistic: str, value: float | None) -> s
     limits = outcome.band(name, statistic) if (name, statistic) in BANDED else None
     if limits is None:
         return text
-    return f"{text} [dim]({metric(name).show(limits[0])} .. {metric(name).show(limits[1])})[/]"
+    return f"{text}\n[dim]{metric(name).show(limits[0])} .. {metric(name).show(limits[1])}[/]"
 
 
 def _say_endings(console: Console, outcomes: list[Outcome]) -> None:
@@ -235,9 +235,7 @@ def _say_endings(console: Console, outcomes: list[Outcome]) -> None:
             console.print(f"[yellow]{outcome.variant.label}: not served: {said}[/]")
     share = outcomes[0].result.uncertainty
     if any(outcome.slower for outcome in outcomes):
-        console.print(
-            f"[dim](low .. high): all steps {share:.0%} faster .. slower, the step-time profile's own error[/]"
-        )
+        console.print(f"[dim]low .. high: all steps {share:.0%} faster .. slower, the step-time profile's own error[/]")
 
 
 def _as_json(workload: Workload, outcomes: list[Outcome], left_out: int) -> dict[str, Any]:
