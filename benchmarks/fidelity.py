@@ -347,7 +347,8 @@ def silicon_lines(s: dict[str, Any]) -> list[str]:
     if not s["points"]:
         return [*lines, f"No point could be simulated. Skipped: {skipped}.", ""]
     lines += [
-        f"{s['points']} points, each a closed loop of its concurrency, simulated request by request; nothing is fitted on them. "
+        f"{s['points']} points, each a closed loop of its concurrency, simulated request by request. No number is fitted on them, but two choices "
+        "were made after their errors were seen: the load of `suite`, and the B200's FP8 speed-up (other GPUs' median instead of its own suspect table). "
         f"TPOT MAPE {s['tpot_mape']:.1%} (median {s['tpot_median_abs']:.1%}), TTFT MAPE {s['ttft_mape']:.1%} (median {s['ttft_median_abs']:.1%}). "
         f"Skipped: {skipped}.", "",
         "- `suite`: points of the public InferenceMAX suite, under the settings and the load that its scripts say (FP8 KV, 8,192 tokens a step, all "

@@ -5,7 +5,7 @@ Imported by `fidelity.py` and by `runs/fit_profiles.py`, which makes the shipped
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -248,16 +248,36 @@ def has_link(name: str) -> bool:
     return gpu(name).link_bytes_per_s is not None
 
 
+def known_fits(groups: Sequence[Steps], left_out: str | None = None) -> list[Profile]:
+    """A first fit of every GPU, without one model if asked; GPUs that this data lacks speak through their shipped profiles.
+
+    A shipped profile that was fitted on the model left out is silent.
+    """
+    rest = [group for group in groups if group.model != left_out]
+    names = sorted({group.system for group in rest})
+    first = [fit_gpu([group for group in rest if group.system == name], name) for name in names]
+    here = {group.system for group in groups}
+    shipped = [load_profile(name) for name in gpus() if name not in here and name in profile_names()]
+    return first + [profile for profile in shipped if profile.trust == "fitted" and left_out not in profile.models]
+
+
 def fit_all(groups: Sequence[Steps]) -> tuple[dict[str, Profile], dict[str, Factors]]:
     """Every GPU's fit, with the median of the other GPUs' as its prior; and those priors."""
+    known = known_fits(groups)
     names = sorted({group.system for group in groups})
     mine = {name: [group for group in groups if group.system == name] for name in names}
-    first = {name: fit_gpu(mine[name], name) for name in names}
-    # GPUs that this data lacks speak through their shipped profiles.
-    shipped = [load_profile(name) for name in gpus() if name not in first and name in profile_names()]
-    known = [*first.values(), *(profile for profile in shipped if profile.trust == "fitted")]
     priors = {name: shared_prior(known, name) for name in names}
     return {name: fit_gpu(mine[name], name, priors[name]) for name in names}, priors
+
+
+def blind_priors(groups: Sequence[Steps]) -> dict[str, dict[str, Factors]]:
+    """By model and GPU: the prior from other GPUs' fits when nobody has seen the model."""
+    names = sorted({group.system for group in groups})
+    found = {}
+    for left_out in sorted({group.model for group in groups}):
+        known = known_fits(groups, left_out)
+        found[left_out] = {name: shared_prior(known, name) for name in names}
+    return found
 
 
 def mape(groups: Sequence[Steps], profile: Profile, kind: str | None = None) -> float:
@@ -274,19 +294,27 @@ def relative(groups: Sequence[Steps], profile: Profile, kind: str | None = None)
 
 
 def leave_one_model_out(
-    groups: Sequence[Steps], name: str, prior: Factors | None = None
-) -> tuple[float, dict[str, float]]:
-    """Error on each model when fitted on this GPU's other models: mean over the rows it is judged on, and by model."""
+    groups: Sequence[Steps], name: str, blind: Mapping[str, Mapping[str, Factors]]
+) -> tuple[float | None, dict[str, float]]:
+    """Error on each model when fitted on this GPU's other models: mean over the rows it is judged on, and by model.
+
+    `blind`: see `blind_priors`; the other GPUs have not seen the model either. A model that this GPU's shipped profile has not seen
+    is judged by that profile as it is. None: this data has one model, and the shipped profile knows it.
+    """
     errors, by_model = [], {}
     for left_out in sorted({group.model for group in judged(groups, name)}):
         rest = [group for group in groups if group.model != left_out]
-        if not rest:
+        shipped = load_profile(name) if name in profile_names() else None
+        if shipped is not None and shipped.trust == "fitted" and left_out not in shipped.models:
+            fitted = shipped.with_factors(host_s=0.0)  # kernel sums have no host time
+        elif rest:
+            fitted = fit_gpu(rest, name, blind[left_out][name], PRIOR_WEIGHT_LEFT_OUT)
+        else:
             continue
-        fitted = fit_gpu(rest, name, prior, PRIOR_WEIGHT_LEFT_OUT)
         missed = relative([group for group in judged(groups, name) if group.model == left_out], fitted)
         by_model[left_out] = float(np.mean(missed))
         errors.append(missed)
-    return (float(np.mean(np.concatenate(errors))) if errors else float("nan")), by_model
+    return (float(np.mean(np.concatenate(errors))) if errors else None), by_model
 
 
 def summary(groups: Sequence[Steps], profile: Profile) -> dict[str, float]:
@@ -311,10 +339,11 @@ def kernel_report(data: Path) -> dict[str, Any]:
     groups, skipped, guesses = load_steps(data / "kernel_step_times.parquet")
     names = sorted({group.system for group in groups})
     fits, priors = fit_all(groups)
+    blind = blind_priors(groups)
     found = {}
     for name in names:
         mine = [group for group in groups if group.system == name]
-        found[name] = gpu_report(mine, name, fits[name], priors[name])
+        found[name] = gpu_report(mine, name, fits[name], priors[name], blind)
         if name in guesses:
             found[name]["facts"] = guesses[name]
     return {"note": NOTE, "skipped": skipped, "gpus": found}
@@ -323,17 +352,20 @@ def kernel_report(data: Path) -> dict[str, Any]:
 NOTE = (
     "`mape` to `p90`: factors refitted on these rows, so an error of the formula, not of a forecast; `held_out`: fitted on every "
     "other row, judged on the rest; `shipped`: the package's profile as it is; `leave_one_model_out`: each model judged "
-    "by factors fitted on this GPU's other models, leaning on the median factors of the other GPUs of its sort (which know the model); "
+    "by factors fitted on this GPU's other models, leaning on the median factors of the other GPUs of its sort, fitted without that model too "
+    "(how much to lean was chosen on this data), or by the shipped profile if that has not seen the model; "
     "`plain_roofline`: peaks, no factors. GPUs without NVLink are judged at TP 1; `with_tp` has all rows, with the "
     "measured all-reduce table. Mixed rows are read as average pieces of prompts as long as their context, which is how "
     "aiconfigurator makes them."
 )
 
 
-def gpu_report(groups: Sequence[Steps], name: str, fitted: Profile, prior: Factors) -> dict[str, Any]:
+def gpu_report(
+    groups: Sequence[Steps], name: str, fitted: Profile, prior: Factors, blind: Mapping[str, Mapping[str, Factors]]
+) -> dict[str, Any]:
     """One GPU's errors."""
     rows = judged(groups, name)
-    left_out, by_model = leave_one_model_out(groups, name, prior)
+    left_out, by_model = leave_one_model_out(groups, name, blind)
     half = fit_gpu([group.of(first_half(group)) for group in groups], name, prior)
     row: dict[str, Any] = {"points": sum(len(group.seconds) for group in rows)} | summary(rows, fitted)
     row["held_out"] = mape([group.of(~first_half(group)) for group in rows], half)

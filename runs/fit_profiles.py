@@ -19,7 +19,16 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from fidelity_kernels import fit_all, judged, leave_one_model_out, load_steps, mape, shared_prior, summary  # noqa: E402
+from fidelity_kernels import (  # noqa: E402
+    blind_priors,
+    fit_all,
+    judged,
+    leave_one_model_out,
+    load_steps,
+    mape,
+    shared_prior,
+    summary,
+)
 
 from inferencegym.engine.profile import Factors, Profile, write_profile  # noqa: E402
 
@@ -45,13 +54,16 @@ ASSUMED = {"int8": (1.5, 1.2), "int4": (2.2, 0.95)}
 def gpu_profiles(data: Path) -> dict[str, Profile]:
     """The six GPUs with kernel data."""
     groups, _, _ = load_steps(data / "kernel_step_times.parquet")
-    fits, priors = fit_all(groups)
+    fits, _ = fit_all(groups)
+    blind = blind_priors(groups)
     found = {}
     for name, fitted in fits.items():
         mine = [group for group in groups if group.system == name]
         rows = judged(mine, name)
-        left_out, _ = leave_one_model_out(mine, name, priors[name])
-        error = summary(rows, fitted) | {"leave_one_model_out": left_out}
+        left_out, _ = leave_one_model_out(mine, name, blind)
+        error = summary(rows, fitted)
+        if left_out is not None:
+            error["leave_one_model_out"] = left_out
         if rows != mine:
             error["with_tensor_parallel"] = mape(mine, fitted)
         # Kernel sums have no host gaps; vLLM's own runs want about half a millisecond a step (engine reference, section 7).
