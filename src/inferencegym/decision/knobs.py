@@ -142,7 +142,7 @@ COLUMNS = Columns(
         Column("throughput_tps", "tokens/s", 0, 200_000, "tokens emitted", log=True),
         Column("slo_compliance_rate", "share", 0, 1, "first tokens within their class's TTFT objective, of those that came or are overdue"),
         Column("gpu_memory_used_gb", "GB", 0, 4096, "weights and KV in use, all GPUs", log=True),
-        Column("estimated_cost_per_1k", "US$", 0, 10, "GPU price of the window, less credit for lent KV, per 1,000 tokens emitted", log=True),
+        Column("estimated_cost_per_1k", "US$", 0, 0.02, "GPU price of the window, less credit for lent KV, per 1,000 tokens emitted"),
         Column("request_arrival_rate", "requests/s", 0, 1000, "arrivals", log=True),
         Column("spec_acceptance_rate", "share", 0, 1, "draft tokens kept, of those made"),
         Column("eviction_events", "blocks", 0, 1_000_000, "cached KV blocks thrown out", log=True),

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from inferencegym.engine import memory
-from inferencegym.engine.asked import Question, ask
-from inferencegym.engine.codes import Order, Preemption, Role, Scheduler, Stop
+from inferencegym.engine.asked import ask
+from inferencegym.engine.codes import Stop
 from inferencegym.engine.loop import FAR_PS, advance, one_instant, requeue
 from inferencegym.engine.machine import Machine
 from inferencegym.engine.settings import LIVE, EngineSettings
+from inferencegym.engine.state import new_state, put_settings
 from inferencegym.engine.times import times_of
 from inferencegym.ground.errors import ConfigError
 from inferencegym.ground.units import array_to_s, to_ps
@@ -30,7 +31,6 @@ _TOTALS = (
     "steps", "busy_ps", "emitted_tokens", "prefill_tokens", "hit_tokens", "preemptions", "swaps", "evicted_blocks",
     "drafted", "accepted", "finished", "refused", "swapped_blocks", "arrived",
 )  # fmt: skip
-_VTC_UNIT = 1 << 10  # a cost of 1 for a tenant of weight 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Engine:
         self.now_s = 0.0
         self._question = ask(workload, machine.block_size, settings, slo_ttft_s)
         self._times = times_of(machine.times)
-        self._arena = _new_state(machine, settings, self._question, seed)
+        self._arena = new_state(machine, settings, self._question, seed)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class Engine:
             raise ConfigError("engine.max_num_seqs", "llama.cpp's slots are fixed at its start", allowed=f"1..{slots}")
         reordered = settings.order != self.settings.order
         before = self._core["pool_blocks"].copy()
-        _put_settings(self._arena, self.machine, settings)
+        put_settings(self._arena, self.machine, settings)
         self._core["blank"] += self._core["pool_blocks"] - before
         self._core["unseen"] += 1  # the step in flight was planned without it
         self.settings = settings
@@ -294,110 +294,3 @@ class Engine:
 
 def _seconds_or_nan(ps: memory.Ints) -> memory.Floats:
     return np.where(ps < 0, math.nan, array_to_s(ps))
-
-
-# --- building the state -------------------------------------------------------------------------------------------------
-
-
-def _new_state(machine: Machine, settings: EngineSettings, question: Question, seed: int) -> memory.Arena:
-    caching = _caches(settings)
-    header = np.zeros(1, memory.HEADER)[0]
-    header["replicas"] = machine.replicas
-    header["capacity"] = capacity = 256
-    header["block_size"] = machine.block_size
-    header["n_tenants"] = tenants = int(question.rows["tenant"].max(initial=0)) + 1
-    header["n_places"] = _seats(machine, settings) if settings.scheduler == "llamacpp" else 1
-    header["n_nodes"] = machine.kv_blocks + 1 if caching else 1
-    header["index_size"] = 1 << (2 * machine.kv_blocks).bit_length() if caching else 1
-    header["n_pending"] = len(question.rows) - len(question.open_rows) + 1
-    header["n_wire"] = capacity * machine.replicas if machine.prefill_replicas else 1
-    header["open_rows"] = len(question.open_rows)
-    header["prefill_replicas"] = machine.prefill_replicas
-    header["router"] = machine.router
-    header["affinity_slack"] = machine.affinity_slack
-    header["closed_loop"] = int(header["n_pending"] > 1)
-    arena = memory.allocate(header)
-    core = memory.part_of(arena, "core")
-    for name in ("run_head", "run_tail", "wait_head", "wait_tail", "free_slot", "lru_head", "lru_tail", "free_node"):
-        core[name] = memory.NONE
-    core["step_end_ps"] = core["vtc_last_left"] = memory.NONE
-    core["crowd"] = 1
-    core["seed"] = seed
-    core["cpu_free"] = machine.cpu_blocks
-    core["block_size"] = machine.block_size
-    core["scheduler"] = Scheduler[settings.scheduler.upper()]
-    core["prefix_caching"] = caching
-    core["chunked_prefill"] = settings.chunked_prefill
-    core["max_model_len"] = _model_len(machine, settings)
-    core["role"] = Role.BOTH
-    if machine.prefill_replicas:
-        core["role"] = Role.DECODE
-        core["role"][: machine.prefill_replicas] = Role.PREFILL
-    queue = memory.part_of(arena, "tenants")
-    queue["head"] = queue["tail"] = memory.NONE
-    queue["cost_in"] = _tenant_costs(settings, settings.vtc_input_cost, tenants)
-    queue["cost_out"] = _tenant_costs(settings, settings.vtc_output_cost, tenants)
-    places = memory.part_of(arena, "places")
-    places["used_ps"] = places["row"] = memory.NONE
-    _put_settings(arena, machine, settings)
-    core["blank"] = core["pool_blocks"]
-    return arena
-
-
-def _put_settings(arena: memory.Arena, machine: Machine, settings: EngineSettings) -> None:
-    """The live settings, and what follows from them."""
-    core = memory.part_of(arena, "core")
-    seats = _seats(machine, settings)
-    budget = settings.max_num_batched_tokens or machine.max_num_batched_tokens
-    length = _model_len(machine, settings)
-    if settings.whole_prompts and budget < length:
-        if settings.max_num_batched_tokens is not None:
-            raise ConfigError(
-                "engine.max_num_batched_tokens",
-                f"{budget} tokens cannot take a prompt of {length} whole (scheduler '{settings.scheduler}' does not cut prompts)",
-                allowed=f"{length} or more, or a smaller engine.max_model_len",
-            )
-        budget = length
-    if machine.prefill_replicas and settings.scheduler not in ("vllm", "sarathi"):
-        raise ConfigError(
-            "deployment.prefill_replicas",
-            f"scheduler '{settings.scheduler}' cannot split prefill from decode",
-            allowed="0",
-        )
-    pool = machine.kv_blocks
-    if settings.scheduler == "llamacpp":
-        # Every slot owns its context; there is no pool to share.
-        pool = int(memory.header_of(arena)["n_places"][0]) * -(-length // machine.block_size)
-    core["pool_blocks"] = max(1, int(pool * settings.kv_budget_fraction))
-    core["watermark_blocks"] = (settings.watermark * core["pool_blocks"]).astype(np.int64)
-    core["max_num_seqs"] = seats
-    core["max_num_batched_tokens"] = budget
-    core["order"] = Order[settings.order.upper()]
-    core["victims"] = settings.victim_rule
-    core["preemption"] = Preemption[settings.preemption.upper()]
-    core["long_prefill_token_threshold"] = settings.long_prefill_token_threshold
-    core["reserve_full_isl"] = settings.reserve_full_isl
-    core["speculation_depth"] = settings.speculation_depth
-    core["aging_ps"] = to_ps(settings.aging_s, field="engine.aging_s")
-
-
-def _seats(machine: Machine, settings: EngineSettings) -> int:
-    return settings.max_num_seqs or machine.max_num_seqs
-
-
-def _model_len(machine: Machine, settings: EngineSettings) -> int:
-    if settings.max_model_len is None:
-        return machine.max_model_len
-    return min(settings.max_model_len, machine.max_model_len)
-
-
-def _caches(settings: EngineSettings) -> bool:
-    return settings.prefix_caching and settings.scheduler not in ("orca", "static")
-
-
-def _tenant_costs(settings: EngineSettings, cost: int, tenants: int) -> memory.Ints:
-    weights = np.ones(tenants)
-    given = min(len(settings.vtc_weights), tenants)
-    weights[:given] = settings.vtc_weights[:given]
-    costs: memory.Ints = np.rint(cost * _VTC_UNIT / weights).astype(np.int64)
-    return costs

@@ -178,7 +178,7 @@ carray: Any = numba.carray  # type: ignore[attr-defined]
 # --- pointers ---------------------------------------------------------------------------------------------------------
 
 
-def _pointer(dtype: np.dtype[Any]) -> Any:
+def pointer(dtype: np.dtype[Any]) -> Any:
     """An intrinsic `(address, index) -> record`: the index-th record of this dtype from an address on."""
     record = numba.from_dtype(dtype)
     size = dtype.itemsize
@@ -207,27 +207,33 @@ def _address(_context: Any, record: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _float_pointer(_context: Any, _address: Any) -> Any:
-    pointer = types.CPointer(types.float64)  # type: ignore[no-untyped-call]
+    floats = types.CPointer(types.float64)  # type: ignore[no-untyped-call]
 
     def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+        return builder.inttoptr(arguments[0], context.get_value_type(floats))
 
-    return pointer(types.int64), code
+    return floats(types.int64), code
 
 
-_header_at = _pointer(HEADER)
-_core_at, _slot_at, _heap_at, _fin_at = _pointer(CORE), _pointer(SLOT), _pointer(HEAP), _pointer(FIN)
-_picked_at, _crossing_at, _gap_at = _pointer(PICKED), _pointer(CROSSING), _pointer(GAP)
-_tenant_at, _place_at, _node_at, _index_at = _pointer(TENANT), _pointer(PLACE), _pointer(NODE), _pointer(INDEX)
-_pending_at, _wire_at, _record_at = _pointer(PENDING), _pointer(WIRE), _pointer(RECORD)
-_row_at, _open_row_at, _key_id_at, _chance_at = _pointer(ROW), _pointer(OPEN_ROW), _pointer(KEY_ID), _pointer(CHANCE)
-_ps_at = _pointer(PICOSECONDS)
+_header_at = pointer(HEADER)
+_core_at, _slot_at, _heap_at, _fin_at = pointer(CORE), pointer(SLOT), pointer(HEAP), pointer(FIN)
+_picked_at, _crossing_at, _gap_at = pointer(PICKED), pointer(CROSSING), pointer(GAP)
+_tenant_at, _place_at, _node_at, _index_at = pointer(TENANT), pointer(PLACE), pointer(NODE), pointer(INDEX)
+_pending_at, _wire_at, _record_at = pointer(PENDING), pointer(WIRE), pointer(RECORD)
+_row_at, _open_row_at, _key_id_at, _chance_at = pointer(ROW), pointer(OPEN_ROW), pointer(KEY_ID), pointer(CHANCE)
+_ps_at = pointer(PICOSECONDS)
 
 
 @kernel
 def state_of(arena: Arena) -> State:
     """The state's header in its block of bytes."""
     return _header_at(np.int64(arena.ctypes.data), np.int64(0))
+
+
+@kernel
+def header_from(address: int) -> State:
+    """The state's header at an address."""
+    return _header_at(np.int64(address), np.int64(0))
 
 
 @kernel
@@ -402,21 +408,23 @@ def _aligned_bytes(size: int) -> Arena:
 
 
 def copy_arena(arena: Arena) -> Arena:
-    """The same bytes elsewhere: a fork of the state. Of the tables of live requests only what is in use is copied."""
+    """The same bytes elsewhere: a fork of the state. Of the tables of live requests and cached blocks only what is in use is copied."""
     twin = _aligned_bytes(arena.size)
     h = arena[: HEADER.itemsize].view(HEADER)[0]
     first, last = int(h["slots_at"]), int(h["crossing_at"])
+    nodes, index = int(h["nodes_at"]), int(h["index_at"])
     twin[:first] = arena[:first]
-    twin[last:] = arena[last:]
+    twin[last:nodes] = arena[last:nodes]
+    twin[index:] = arena[index:]
     core = arena[int(h["core_at"]) : first][: CORE.itemsize * int(h["replicas"])].view(CORE)
     capacity = int(h["capacity"])
-    used = core["slots_used"].tolist()
-    for part, dtype, counts in (
-        ("slots", SLOT, used), ("heap", HEAP, core["heap_len"].tolist()), ("fin", FIN, core["fin_len"].tolist()), ("picked", PICKED, core["picked_len"].tolist()),
+    for part, dtype, room, used in (
+        ("slots", SLOT, capacity, "slots_used"), ("heap", HEAP, capacity, "heap_len"), ("fin", FIN, capacity, "fin_len"),
+        ("picked", PICKED, capacity, "picked_len"), ("nodes", NODE, int(h["n_nodes"]), "nodes_used"),
     ):  # fmt: skip
         start, size = int(h[f"{part}_at"]), dtype.itemsize
-        for r, count in enumerate(counts):
-            begin = start + r * capacity * size
+        for r, count in enumerate(core[used].tolist()):
+            begin = start + r * room * size
             twin[begin : begin + count * size] = arena[begin : begin + count * size]
     return twin
 

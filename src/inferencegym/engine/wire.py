@@ -72,7 +72,7 @@ def _pop_wire(s: State) -> None:
 
 
 @kernel
-def _copy(to: State, of: State) -> None:
+def copy_request(to: State, of: State) -> None:
     """What a request takes along to another replica."""
     to["arrival_ps"] = of["arrival_ps"]
     to["scheduled_ps"] = of["scheduled_ps"]
@@ -105,7 +105,7 @@ def deliver(s: State, w: Asked, to: int) -> None:
     release(s, w, sender, old, False)
     slot = take_slot(s, to)
     me = slot_at(s, to, slot)
-    _copy(me, slot_at(s, sender, old))
+    copy_request(me, slot_at(s, sender, old))
     me["state"] = _CARRIED
     me["private"] = 1
     me["extent"] = -1
