@@ -66,7 +66,8 @@ def ask(
     rows["kind"] = workload.kind
     open_rows = np.flatnonzero(~waits).astype(np.int32)
     key_ids = np.ascontiguousarray(workload.prefix_ids, dtype=np.int64)
-    accept = np.tile(np.array(settings.cumulative_acceptance()), (kinds, 1))
+    names = [*workload.kind_names, *[""] * kinds][:kinds]
+    accept = np.array([settings.cumulative_acceptance(name) for name in names])
     asked = np.zeros(1, ASKED)
     for name, array in (("rows", rows), ("open_rows", open_rows), ("key_ids", key_ids), ("accept", accept)):
         asked[f"{name}_at"] = array.ctypes.data

@@ -16,6 +16,7 @@ from inferencegym.decision.knobs import QUANTIZATION_TIERS, check_levers
 from inferencegym.decision.snapshot import NAMES, Snapshot
 from inferencegym.engine import memory
 from inferencegym.engine.asked import Question, ask
+from inferencegym.engine.codes import Stop
 from inferencegym.engine.deployment import Deployment
 from inferencegym.engine.machine import Machine
 from inferencegym.engine.profile import Profile, load_profile
@@ -160,6 +161,8 @@ class Fleet:
 
     def __init__(self, plan: Plan, n: int, *, capacity: int = 512) -> None:
         self.plan, self.n = plan, n
+        self.active = n
+        """How many rows, from the first on, `step` moves."""
         self.stands = np.zeros(n, STAND)
         self.stands["phase"] = DONE
         self.want = np.full((n, 6), np.nan)
@@ -201,8 +204,8 @@ class Fleet:
 
     def _put(self, row: int, arena: memory.Arena, asking: Asking) -> None:
         out = self._out[row]
-        if out is None or len(out) <= len(asking.workload):
-            out = self._out[row] = np.zeros(len(asking.workload) + 1, memory.RECORD)
+        if out is None:
+            out = self._out[row] = np.zeros(256, memory.RECORD)
         header = memory.header_of(arena)
         header["out_at"], header["out_capacity"] = out.ctypes.data, len(out)
         self._arenas[row], self._asking[row] = arena, asking
@@ -213,7 +216,7 @@ class Fleet:
 
     def step(self, window_ps: int) -> None:
         """Turn the knobs as `want` says, let a window pass in every row, and measure it."""
-        stands = self.stands
+        stands = self.stands[: self.active]
         stands["window_ps"] = window_ps
         stands["until_ps"] += window_ps
         stands["phase"] = BEFORE
@@ -224,9 +227,13 @@ class Fleet:
             for row in np.flatnonzero(stands["phase"] != DONE).tolist():
                 arena = self._arenas[row]
                 assert arena is not None, "a row that was never started cannot be stepped"
-                asking = self._asking[row]
-                assert asking is not None
-                self._put(row, memory.grow(arena), asking)
+                if stands["stop"][row] == Stop.NEED_SLOTS:
+                    arena = memory.grow(arena)
+                else:
+                    out = self._out[row]
+                    assert out is not None
+                    self._out[row] = np.concatenate([out, np.zeros_like(out)])
+                self._put(row, arena, self.asking(row))
 
     def records(self, row: int) -> memory.Structured:
         """RECORD[m]: the requests of a row that ended in the last window."""
@@ -265,7 +272,9 @@ class Fleet:
         self.seen[row] = source.seen[source_row]
         self.tally[row] = source.tally[source_row]
         self._gaps[row] = source._gaps[source_row]
-        self._put(row, memory.copy_arena(source.arena(source_row)), asking or source.asking(source_row))
+        arena = memory.copy_arena(source.arena(source_row), into=self._arenas[row])
+        memory.header_of(arena)["out_len"] = 0
+        self._put(row, arena, asking or source.asking(source_row))
 
 
 _SEEN_AT_START = np.full(N_SEEN, np.nan)

@@ -407,9 +407,12 @@ def _aligned_bytes(size: int) -> Arena:
     return raw[skip : skip + size]
 
 
-def copy_arena(arena: Arena) -> Arena:
-    """The same bytes elsewhere: a fork of the state. Of the tables of live requests and cached blocks only what is in use is copied."""
-    twin = _aligned_bytes(arena.size)
+def copy_arena(arena: Arena, into: Arena | None = None) -> Arena:
+    """The same bytes elsewhere: a fork of the state. Of the tables of live requests and cached blocks only what is in use is copied.
+
+    `into`: a block that is not needed any more, used if it is as large.
+    """
+    twin = into if into is not None and into.size == arena.size else _aligned_bytes(arena.size)
     h = arena[: HEADER.itemsize].view(HEADER)[0]
     first, last = int(h["slots_at"]), int(h["crossing_at"])
     nodes, index = int(h["nodes_at"]), int(h["index_at"])

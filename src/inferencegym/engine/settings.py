@@ -55,6 +55,8 @@ class EngineSettings:
     """Draft tokens a step."""
     acceptance: tuple[float, ...] = (0.7,)
     """Chance that a draft token is kept, given that all before it were: one number a position, the last one holds for the rest."""
+    acceptance_by_kind: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    """`acceptance` of kinds of traffic that differ, by the workload's kind names."""
     draft_cost: float = 0.0
     """Time of one draft token's pass relative to a decode step of the target model; 0: n-gram look-up."""
     aging_s: float = 10.0
@@ -82,10 +84,11 @@ class EngineSettings:
             raise ConfigError(
                 "engine.speculation_depth", f"{self.speculation_depth} is too many", allowed=f"0..{MAX_DRAFTS}"
             )
-        if not self.acceptance:
-            raise ConfigError("engine.acceptance", "is empty", allowed="one number in 0..1 or more")
-        for rate in self.acceptance:
-            _within("acceptance", rate, 0.0, 1.0)
+        for rates in (self.acceptance, *(rates for _, rates in self.acceptance_by_kind)):
+            if not rates:
+                raise ConfigError("engine.acceptance", "is empty", allowed="one number in 0..1 or more")
+            for rate in rates:
+                _within("acceptance", rate, 0.0, 1.0)
         for weight in self.vtc_weights:
             _within("vtc_weights", weight, 1e-3, 1e3)
         self._check_scheduler()
@@ -112,11 +115,12 @@ class EngineSettings:
             return Victims.RANK if self.order in ("priority", "aging") else Victims.LIFO
         return Victims[self.victims.upper()]
 
-    def cumulative_acceptance(self) -> list[float]:
-        """Chance that at least j + 1 drafts are kept, for j = 0 .. MAX_DRAFTS - 1."""
+    def cumulative_acceptance(self, kind: str = "") -> list[float]:
+        """Chance that at least j + 1 drafts are kept, for j = 0 .. MAX_DRAFTS - 1, of this kind of traffic."""
+        rates = dict(self.acceptance_by_kind).get(kind, self.acceptance)
         chances, chance = [], 1.0
         for j in range(MAX_DRAFTS):
-            chance *= self.acceptance[min(j, len(self.acceptance) - 1)]
+            chance *= rates[min(j, len(rates) - 1)]
             chances.append(chance)
         return chances
 

@@ -50,7 +50,7 @@ STAND = np.dtype(
     [
         ("arena_at", np.int64), ("asked_at", np.int64), ("judged_at", np.int64),
         ("until_ps", np.int64), ("window_ps", np.int64), ("ready_ps", np.int64),
-        ("variant", np.int64), ("phase", np.int64), ("next_open", np.int64),
+        ("variant", np.int64), ("phase", np.int64), ("stop", np.int64), ("next_open", np.int64),
         ("arrived", np.int64), ("emitted", np.int64), ("preemptions", np.int64), ("evicted", np.int64),
         ("drafted", np.int64), ("accepted", np.int64), ("finished", np.int64),
     ],
@@ -61,6 +61,7 @@ BEFORE, WITHIN, DONE = 0, 1, 2
 
 TALLY = (
     "arrived", "finished", "served_weight", "met_weight", "emitted_tokens", "preemptions", "refused", "met", "overdue_weight", "reloads",
+    "hopeful_weight", "late_weight",
 )  # fmt: skip
 N_SEEN, N_TALLY = len(NAMES), len(TALLY)
 
@@ -111,6 +112,7 @@ def windows(
         code = run(s, w, t, stand["until_ps"], 1 << 60, True)
         if code == _NEED_SLOTS or code == _NEED_OUT:
             stand["phase"] = WITHIN
+            stand["stop"] = code
             short += 1
             continue
         _measure(s, w, stand, variants, levers[i], seen[i], tally[i], gaps[i], price)
@@ -203,6 +205,8 @@ def _measure(
     waiting_tokens = 0
     oldest_ps = until_ps
     overdue_weight = 0.0
+    hopeful_weight = 0.0
+    late_weight = 0.0
     for r in range(replicas):
         for slot in range(core_at(s, r)["slots_used"]):
             me = slot_at(s, r, slot)
@@ -220,7 +224,12 @@ def _measure(
                 decided[urgent] += 1.0
                 if me["first_ps"] - me["arrival_ps"] <= judged["ttft_ps"]:
                     met[urgent] += 1.0
-            elif me["first_ps"] < 0 and until_ps - me["arrival_ps"] > judged["ttft_ps"]:
+            waited_ps = (me["first_ps"] if me["first_ps"] >= 0 else until_ps) - me["arrival_ps"]
+            if waited_ps <= judged["ttft_ps"]:
+                hopeful_weight += judged["weight"]
+            else:
+                late_weight += judged["weight"]
+            if me["first_ps"] < 0 and until_ps - me["arrival_ps"] > judged["ttft_ps"]:
                 decided[urgent] += 1.0
                 if until_ps - me["arrival_ps"] - judged["ttft_ps"] <= stand["window_ps"]:
                     overdue_weight += judged["weight"]  # it became overdue in this window
@@ -296,6 +305,8 @@ def _measure(
     tally[6] = refused
     tally[7] = good
     tally[8] = overdue_weight
+    tally[10] = hopeful_weight
+    tally[11] = late_weight
 
     stand["next_open"] = s["next_open"]
     stand["arrived"] = totals[0]
