@@ -130,7 +130,8 @@ def _commit_individuals(s: State, w: Asked, t: Times, r: int) -> None:
         if me["generated"] == 0:
             waiting_for_prompts = True
         slot = after
-    if not (core["scheduler"] == _STATIC and waiting_for_prompts):
+    # Drafts are kept or not one by one: under speculation the next plan would scatter the crowd again.
+    if core["speculation_depth"] == 0 and not (core["scheduler"] == _STATIC and waiting_for_prompts):
         gather(s, r)
 
 
