@@ -156,7 +156,8 @@ class NaivePaging:
         return max(self.tick + 1, -(-self.lane // rate))
 
     def step(self, action: int) -> None:
-        assert not (self.terminated or self.truncated)
+        assert not self.terminated
+        assert not self.truncated
         before = self.done_weight, self.efficiency, self.found
         self.progress = self.lost = 0
         if not 0 <= action < 18 or not self.mask()[action]:

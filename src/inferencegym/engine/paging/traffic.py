@@ -20,6 +20,7 @@ from inferencegym.ground.rng import stream
 
 Table = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float64]
+Draws = npt.NDArray[np.float32]
 PATTERNS = ("steady", "day", "spikes")
 #: What the phases of a pattern are called.
 PHASES = {"steady": ("steady",), "day": ("night", "day"), "spikes": ("calm", "spike")}
@@ -155,9 +156,9 @@ def _tokens(mean: float, sd: float, normal: float) -> int:
 def _draw(
     rate: Floats,
     arrivals: Floats,
-    users: Floats,
-    lengths: Floats,
-    thinking: Floats,
+    users: Draws,
+    lengths: Draws,
+    thinking: Draws,
     numbers: Floats,
     prefill_rate: int,
     table: Table,
