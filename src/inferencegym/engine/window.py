@@ -227,7 +227,7 @@ def _measure(
             waited_ps = (me["first_ps"] if me["first_ps"] >= 0 else until_ps) - me["arrival_ps"]
             if waited_ps <= judged["ttft_ps"]:
                 hopeful_weight += judged["weight"]
-            else:
+            elif me["first_ps"] < 0:
                 late_weight += judged["weight"]
             if me["first_ps"] < 0 and until_ps - me["arrival_ps"] > judged["ttft_ps"]:
                 decided[urgent] += 1.0

@@ -47,14 +47,14 @@ def search_static(
 ) -> tuple[Knobs, float]:
     """The best setting that never changes, and its mean value on `scenarios` (which must not be test scenarios).
 
-    A coarse grid and 60 random settings on two scenarios; the best 24 on six; then neighbours along every knob on all, until none is better.
+    A coarse grid and 60 random settings on one scenario; the best 24 on four; then neighbours along every knob on all, until none is better.
     """
     rng = stream(seed, "search.static")
     wild = np.stack([rng.choice(np.array(values), 60) for values in GRID.values()], axis=1)
     settings = np.concatenate([grid_levers(), wild])
     if not task.plan.can_split:
         settings = settings[settings[:, LEVERS.index("prefill_decode_split")] == 0]
-    few, some = scenarios[:2], scenarios[:6]
+    few, some = scenarios[:1], scenarios[:4]
     progress(f"{len(settings)} settings on {len(few)} scenarios")
     first = values_of(task, settings, few).mean(axis=1)
     settings = settings[np.argsort(-first)[:24]]
@@ -108,7 +108,7 @@ def windows_of(task: ServeTask, settings: Floats, scenarios: Sequence[int]) -> F
     return earned.reshape(len(settings), -1)
 
 
-def library(task: ServeTask, scenarios: Sequence[int], size: int = 10) -> Floats:
+def library(task: ServeTask, scenarios: Sequence[int], size: int = 8) -> Floats:
     """float64[size, 6]: settings that together hold a good one for every window, picked one by one by what each adds."""
     settings = grid_levers()
     if not task.plan.can_split:
@@ -127,13 +127,13 @@ class Clairvoyant:
     """Chooses what turns out best: each window it tries settings, and pairs of them, on copies of the deployment in its true future.
 
     First every setting of the library, and the neighbours of what is in force, are held for `horizon` windows; then every one of them is
-    tried for one window before each of the best three. The first setting of the best pair is taken.
+    tried for one window before the best one. The first setting of the best pair is taken.
     """
 
     name = "clairvoyant"
     surface = "knobs"
 
-    def __init__(self, settings: Floats | None = None, *, horizon: int = 8, keep: int = 3) -> None:
+    def __init__(self, settings: Floats | None = None, *, horizon: int = 6, keep: int = 1) -> None:
         """`settings`: float64[k, 6], the library; None: made from training scenarios when first needed (half a minute)."""
         self.settings, self.horizon, self.keep = settings, horizon, keep
         self._scratch: ServeBatch | None = None
@@ -147,7 +147,9 @@ class Clairvoyant:
         if self.settings is None:
             self.settings = library(twin.task, [scenario("train", i) for i in range(2)])
         left = twin.task.steps - int(twin.windows_done[0])
-        horizon = min(self.horizon, left)
+        late = twin.fleet.tally[0, TALLY.index("late_weight")] > 0.0
+        # A backlog pays no interest until it is gone: whoever looks a few windows ahead never clears it.
+        horizon = min(self.horizon * (3 if late else 1), left)
         now = twin.fleet.levers[0]
         tries = np.unique(np.concatenate([self.settings, now[None], _near(now)]), axis=0)
         held = self._value(twin, tries, tries, horizon)
@@ -177,15 +179,16 @@ class Clairvoyant:
 
 
 def unfinished(batch: ServeBatch) -> Floats:
-    """float64[n]: a guess at what the requests in flight will still earn: who is not late yet most of its worth, the others for being served."""
+    """float64[n]: a guess at what a state is worth beyond the look-ahead: who is not late yet will earn most of its worth,
+    and who waits too long already makes another one late.
+    """
     prices, tally = batch.task.file.prices, batch.fleet.tally
     hopeful, late = tally[:, TALLY.index("hopeful_weight")], tally[:, TALLY.index("late_weight")]
-    earned: Floats = (prices.served * (hopeful + late) + HOPE * prices.in_slo * hopeful) / batch.worth[:, 0]
+    earned: Floats = (prices.served * hopeful + prices.in_slo * (HOPE * hopeful - late)) / batch.worth[:, 0]
     return earned
 
 
 def _near(levers: Floats) -> Floats:
-    """The setting in force with another share of KV, other seats, or other drafts."""
+    """The setting in force with another share of KV."""
     around = neighbours(levers, False)
-    changed = around != levers
-    return around[changed[:, 0] | changed[:, 1] | changed[:, 2]]
+    return around[around[:, LEVERS.index("kv_budget_fraction")] != levers[LEVERS.index("kv_budget_fraction")]]

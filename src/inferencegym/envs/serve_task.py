@@ -74,6 +74,8 @@ class Traffic(Struct, frozen=True, forbid_unknown_fields=True):
     rate_rps: float = 0.0
     """Mean rate to bring a fit or a trace to; 0: as it is."""
     description: dict[str, Any] = {}
+    shift_s: Annotated[float, Meta(ge=0)] = 0.0
+    """An episode of a description begins at a random time up to this one, so that its waves come at no known time."""
     most_prompt_tokens: int = 0
     """Longer prompts are left out (they would not fit the deployment's context); 0: none."""
     classes: tuple[tuple[str, float, int], ...] = ()
@@ -124,11 +126,14 @@ class ServeTask:
         self.start = Knobs(**file.start)
         if np.isnan(self.start.levers()).any():
             raise ConfigError(f"{file.name}.start", "does not set every knob", allowed="all six knobs")
-        canonical = msgspec.json.encode(
-            [DYNAMICS, msgspec.to_builtins(file), self._source_digest()], order="deterministic"
-        )
-        self.digest = hashlib.sha256(canonical).hexdigest()
         self._cache: OrderedDict[int, Asking] = OrderedDict()
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of all that shapes an episode: the file (but for its prose), what its traffic comes from, the dynamics' version."""
+        shapes = {k: v for k, v in msgspec.to_builtins(self.file).items() if k not in ("description", "phases")}
+        canonical = msgspec.json.encode([DYNAMICS, shapes, self._source_digest()], order="deterministic")
+        return hashlib.sha256(canonical).hexdigest()
 
     def _source_digest(self) -> str:
         """What stands behind a named source: the fit's own digest, or the real trace's."""
@@ -200,7 +205,11 @@ class ServeTask:
         seed = scenario
         if traffic.source == "trace":
             return self._labelled(self._window(scenario), seed)
-        drawn, _ = generate(self._spec, seed=seed, duration_s=self.duration_s, rate_rps=traffic.rate_rps or None).servable()
+        begin_s = stream(seed, "task.shift").random() * traffic.shift_s
+        end_s = begin_s + self.duration_s
+        drawn, _ = generate(self._spec, seed=seed, duration_s=end_s, rate_rps=traffic.rate_rps or None).servable()
+        if begin_s:
+            drawn = drawn.window(begin_s, end_s)
         return self._labelled(self._short(drawn), seed)
 
     @cached_property
