@@ -95,11 +95,11 @@ class PagedBatch:
         self.n = n
         self.scenarios = [-1] * n
         self._traffic: list[Traffic | None] = [None] * n
-        self._arena = allocate(task.rules, task.demand.capacity(task.rules.horizon_ticks), n)
+        self.arena = allocate(task.rules, task.demand.capacity(task.rules.horizon_ticks), n)
         self._look()
 
     def _look(self) -> None:
-        n, arena = self.n, self._arena
+        n, arena = self.n, self.arena
         self.actions = output(arena, "actions", np.int64, (n,))
         self.observations = output(arena, "observations", np.float32, (n, len(COLUMNS)))
         self.masks = output(arena, "masks", np.int8, (n, len(ACTIONS)))
@@ -114,21 +114,21 @@ class PagedBatch:
 
     def start_with(self, row: int, traffic: Traffic, scenario: int = -1) -> None:
         """Begin an episode in a row with traffic of your own."""
-        machine.prepare(self._arena, row, self.task.rules, traffic)
+        machine.prepare(self.arena, row, self.task.rules, traffic)
         self._traffic[row] = traffic
         self.scenarios[row] = scenario
         self.rewards[row] = 0.0
         self.terms[row] = 0.0
-        machine.begin(self._arena, row)
+        machine.begin(self.arena, row)
 
     def step(self) -> None:
         """Take every row's action."""
-        machine.step(self._arena)
+        machine.step(self.arena)
 
     def outcome(self, row: int) -> Outcome:
         """What came of the row's episode so far."""
-        s = scalars(self._arena, row)
-        value = float(machine.outcome(self._arena, row))
+        s = scalars(self.arena, row)
+        value = float(machine.outcome(self.arena, row))
         if s["ended"] == 2:
             parts = {"goodput": 0.0, "latency": 0.0, "residency": 0.0, "floor": FLOOR}
         else:
@@ -157,7 +157,7 @@ class PagedBatch:
         twin.task, twin.n = self.task, copies
         twin.scenarios = [self.scenarios[row]] * copies
         twin._traffic = [self._traffic[row]] * copies
-        twin._arena = allocate(self.task.rules, int(scalars(self._arena, row)["capacity"]), copies)
+        twin.arena = allocate(self.task.rules, int(scalars(self.arena, row)["capacity"]), copies)
         twin._look()
         for copy in range(copies):
             twin.copy_row(copy, self, row)
@@ -165,20 +165,24 @@ class PagedBatch:
 
     def copy_row(self, row: int, other: PagedBatch, theirs: int) -> None:
         """Make a row the twin of another batch's (of the same task) row."""
-        size = int(self._arena[: BATCH.itemsize].view(BATCH)[0]["row_bytes"])
-        to, start = row_start(self._arena, row), row_start(other._arena, theirs)
-        self._arena[to : to + size] = other._arena[start : start + size]
+        size = int(self.arena[: BATCH.itemsize].view(BATCH)[0]["row_bytes"])
+        to, start = row_start(self.arena, row), row_start(other.arena, theirs)
+        self.arena[to : to + size] = other.arena[start : start + size]
         self._traffic[row], self.scenarios[row] = other._traffic[theirs], other.scenarios[theirs]
         for name in ("actions", "observations", "masks", "rewards", "terms", "terminated", "truncated"):
             getattr(self, name)[row] = getattr(other, name)[theirs]
 
+    def tick(self, row: int) -> int:
+        """Ticks that have passed in a row."""
+        return int(scalars(self.arena, row)["tick"])
+
     def facts(self, row: int) -> dict[str, float]:
         """How the row stands: blocks, requests, ticks, tokens, and counts since its beginning."""
-        s = scalars(self._arena, row)
+        s = scalars(self.arena, row)
         facts = {name: float(s[name]) for name in ("tick", "gpu_used", "cpu_used", *COUNTS, "done_weight")}
         facts["found_tokens"] = float(s["found"])
         facts["crashed"] = float(s["ended"] == 2)
-        for tier, name in zip(part(self._arena, row, "tiers_at", TIER, 2), ("free", "vip"), strict=True):
+        for tier, name in zip(part(self.arena, row, "tiers_at", TIER, 2), ("free", "vip"), strict=True):
             facts[f"{name}_waiting"] = float(tier["queue_len"])
             facts[f"{name}_active"] = float(tier["active"])
             facts[f"{name}_loading"] = float(tier["loading"])
@@ -189,20 +193,20 @@ class PagedBatch:
 
     def laws(self, row: int) -> list[str]:
         """The conservation laws that a row breaks, in words: none, ever."""
-        return broken_laws(self._arena, row)
+        return broken_laws(self.arena, row)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "task": self.task, "n": self.n, "scenarios": self.scenarios, "traffic": self._traffic, "arena": self._arena.tobytes(),
+            "task": self.task, "n": self.n, "scenarios": self.scenarios, "traffic": self._traffic, "arena": self.arena.tobytes(),
         }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.task, self.n, self.scenarios, self._traffic = (state[k] for k in ("task", "n", "scenarios", "traffic"))
-        self._arena = allocate(self.task.rules, self.task.demand.capacity(self.task.rules.horizon_ticks), self.n)
-        self._arena[:] = np.frombuffer(state["arena"], np.uint8)
+        self.arena = allocate(self.task.rules, self.task.demand.capacity(self.task.rules.horizon_ticks), self.n)
+        self.arena[:] = np.frombuffer(state["arena"], np.uint8)
         for row, traffic in enumerate(self._traffic):
             if traffic is not None:
-                scalars(self._arena, row)["traffic_at"] = traffic.table.ctypes.data
+                scalars(self.arena, row)["traffic_at"] = traffic.table.ctypes.data
         self._look()
 
 

@@ -100,9 +100,9 @@ LIVE = np.dtype(
 LINK = np.dtype([("id", _i4)])
 WORD = np.dtype([("bits", _i8)])
 TRANSFER = np.dtype([("done", _i4), ("gpu", _i4), ("cpu", _i4)], align=True)
-#: One request of a scenario; `output` is the oracle, read where tokens are made and nowhere else.
+#: One request of a scenario. `output` and `child` (the follow-up) are the oracle: read where tokens are made, and by clairvoyants.
 TRAFFIC = np.dtype(
-    [("tick", _i4), ("parent", _i4), ("prompt", _i4), ("output", _i4), ("cached", _i4), ("tier", _i1), ("kind", _i1), ("phase", _i1), ("pad", _i1)],
+    [*_fields(_i4, "tick", "parent", "child", "prompt", "output", "cached"), *_fields(_i1, "tier", "kind", "phase", "pad")],
     align=True,
 )  # fmt: skip
 

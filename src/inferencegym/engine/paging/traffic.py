@@ -234,8 +234,12 @@ def _sorted(table: Table, phases: npt.NDArray[np.int8], order: npt.NDArray[np.in
         out[place] = table[i]
         out[place]["phase"] = phases[table[i]["tick"]]
     for i in range(len(out)):
+        out[i]["child"] = -1
+    for i in range(len(out)):
         if out[i]["parent"] >= 0:
-            out[i]["parent"] = order[out[i]["parent"]]
+            parent = order[out[i]["parent"]]
+            out[i]["parent"] = parent
+            out[parent]["child"] = i
     return out
 
 
