@@ -98,7 +98,7 @@ def picture(view: View) -> Image:
             view.observations[:, i],
             signed=column.low < 0,
         )
-        write(image, left + PANEL_WIDTH - 58, top + 30, f"{natural[i]:.3g}"[:7], SOFT)
+        write(image, left + PANEL_WIDTH - 58, top + 30, _short(float(natural[i])), SOFT)
     return image
 
 
@@ -119,3 +119,11 @@ def _strip(panel: Image, values: npt.NDArray[np.float32], *, signed: bool) -> No
     panel[:, : len(values)][line] = FILL
     if signed:
         panel[height // 2] = SOFT
+
+
+def _short(value: float) -> str:
+    """A number in at most seven letters."""
+    for size, letter in ((1e9, "g"), (1e6, "m"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}".replace("e-0", "e-")

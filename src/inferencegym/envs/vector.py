@@ -136,8 +136,8 @@ class PlantVectorEnv(VectorEnv[Float32s, npt.NDArray[Any], npt.NDArray[Any]]):
             raise ConfigError("encoding", "continuous actions have no mask", allowed="multidiscrete, preset, delta")
         return found.copy()
 
-    @property
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override, misc]
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """Each row's own chance."""
         return tuple(rng if rng is not None else seeding.np_random()[0] for rng in self._rngs)
 
