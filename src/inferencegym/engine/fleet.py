@@ -71,18 +71,29 @@ class Asking:
         weight: Sequence[float],
         block_size: int = 16,
     ) -> Asking:
-        """`ttft_s`, `tpot_s` (seconds) and `weight`: one number for each SLO class of the workload. The first class of least priority number is urgent."""
-        classes = max(len(workload.slo_class_names), int(workload.slo_class.max(initial=0)) + 1)
-        for name, numbers in (("ttft_s", ttft_s), ("tpot_s", tpot_s), ("weight", weight)):
-            if len(numbers) < classes:
-                raise ConfigError(name, f"{len(numbers)} numbers for {classes} classes", allowed=f"{classes} numbers")
-        judged = np.zeros(len(workload), JUDGED)
-        judged["ttft_ps"] = np.array([to_ps(x, field="ttft_s") for x in ttft_s])[workload.slo_class]
-        judged["tpot_ps"] = np.array([to_ps(x, field="tpot_s") for x in tpot_s])[workload.slo_class]
-        judged["weight"] = np.asarray(weight, dtype=np.float64)[workload.slo_class]
-        if len(workload) and workload.priority.min() < workload.priority.max():
-            judged["urgent"] = workload.priority == workload.priority.min()
+        """A workload with objectives and worth by SLO class (see `judge`)."""
+        judged = judge(workload, ttft_s=ttft_s, tpot_s=tpot_s, weight=weight)
         return cls(workload, ask(workload, block_size, settings, list(ttft_s)), judged)
+
+
+def judge(
+    workload: Workload, *, ttft_s: Sequence[float], tpot_s: Sequence[float], weight: Sequence[float]
+) -> memory.Structured:
+    """JUDGED[n]: worth and objectives of each request. One number for each SLO class of the workload, seconds.
+
+    Requests of the least priority number are urgent, if there are others.
+    """
+    classes = max(len(workload.slo_class_names), int(workload.slo_class.max(initial=0)) + 1)
+    for name, numbers in (("ttft_s", ttft_s), ("tpot_s", tpot_s), ("weight", weight)):
+        if len(numbers) < classes:
+            raise ConfigError(name, f"{len(numbers)} numbers for {classes} classes", allowed=f"{classes} numbers")
+    judged = np.zeros(len(workload), JUDGED)
+    judged["ttft_ps"] = np.array([to_ps(x, field="ttft_s") for x in ttft_s])[workload.slo_class]
+    judged["tpot_ps"] = np.array([to_ps(x, field="tpot_s") for x in tpot_s])[workload.slo_class]
+    judged["weight"] = np.asarray(weight, dtype=np.float64)[workload.slo_class]
+    if len(workload) and workload.priority.min() < workload.priority.max():
+        judged["urgent"] = workload.priority == workload.priority.min()
+    return judged
 
 
 class Plan:
@@ -273,7 +284,11 @@ class Fleet:
         self.tally[row] = source.tally[source_row]
         self._gaps[row] = source._gaps[source_row]
         arena = memory.copy_arena(source.arena(source_row), into=self._arenas[row])
-        memory.header_of(arena)["out_len"] = 0
+        header = memory.header_of(arena)
+        header["out_len"] = 0
+        if asking is not None:
+            assert header["closed_loop"][0] == 0, "requests that wait for others cannot be exchanged under way"
+            header["open_rows"] = len(asking.question.open_rows)
         self._put(row, arena, asking or source.asking(source_row))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from inferencegym.decision.columns import Floats
 from inferencegym.decision.knobs import GRID, LEVERS, Knobs
 from inferencegym.engine.window import TALLY
+from inferencegym.envs.forecast import dream
 from inferencegym.envs.llmserve import ServeBatch
 from inferencegym.envs.serve_task import ServeTask
 from inferencegym.envs.splits import scenario
@@ -89,7 +90,6 @@ def neighbours(setting: Floats, can_split: bool) -> Floats:
                 other[i] = value
                 found.append(other)
     return np.array(found)
-
 
 
 def windows_of(task: ServeTask, settings: Floats, scenarios: Sequence[int]) -> Floats:
@@ -175,7 +175,23 @@ class Clairvoyant:
         batch.actions[:n] = then
         for _ in range(horizon - 1):
             batch.step()
-        return (batch.value_terms.sum(axis=1) + unfinished(batch))[:n]
+        worth: Floats = batch.value_terms.sum(axis=1) + unfinished(batch)
+        return worth[:n]
+
+
+class ModelPredictive(Clairvoyant):
+    """The same search on a twin whose future is a forecast of what has been seen (`envs.forecast`): what a live policy could do with a good simulator."""
+
+    name = "model-predictive"
+
+    def start(self, seed: int) -> None:
+        """The forecasts' chance comes from `seed`."""
+        self.seed = seed
+
+    def decide(self, twin: ServeBatch) -> Knobs:
+        """The knobs for the next window; those in force until something has been seen."""
+        dreamed = dream(twin, self.horizon * 3 + 1, self.seed)
+        return Knobs.of(twin.fleet.levers[0]) if dreamed is None else super().decide(dreamed)
 
 
 def unfinished(batch: ServeBatch) -> Floats:
@@ -191,4 +207,5 @@ def unfinished(batch: ServeBatch) -> Floats:
 def _near(levers: Floats) -> Floats:
     """The setting in force with another share of KV."""
     around = neighbours(levers, False)
-    return around[around[:, LEVERS.index("kv_budget_fraction")] != levers[LEVERS.index("kv_budget_fraction")]]
+    others: Floats = around[around[:, LEVERS.index("kv_budget_fraction")] != levers[LEVERS.index("kv_budget_fraction")]]
+    return others

@@ -16,15 +16,17 @@ from collections import OrderedDict
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
 from inferencegym.decision.knobs import Knobs, KnobsSurface
+from inferencegym.engine.asked import ask
 from inferencegym.engine.deployment import Deployment
-from inferencegym.engine.fleet import Asking, Plan, Steering
+from inferencegym.engine.fleet import Asking, Plan, Steering, judge
+from inferencegym.engine.memory import Structured
 from inferencegym.engine.settings import EngineSettings
 from inferencegym.envs.splits import SPLITS, split_of
 from inferencegym.ground.errors import ConfigError, InputError
@@ -33,6 +35,9 @@ from inferencegym.workload import Workload, generate, read
 from inferencegym.workload.generate import resolve
 from inferencegym.workload.shipped import load_named
 from inferencegym.workload.spec import Spec
+
+if TYPE_CHECKING:
+    from inferencegym.envs.llmserve import ServeBatch
 
 #: Bump when the dynamics, rewards or observations of LLMServe change: it is part of every task's digest.
 DYNAMICS = 1
@@ -166,8 +171,8 @@ class ServeTask:
         """Length of an episode."""
         return self.file.window_s * self.file.windows
 
-    def batch(self, n: int) -> Any:
-        """Room for n episodes side by side (a `ServeBatch`)."""
+    def batch(self, n: int) -> ServeBatch:
+        """Room for n episodes side by side."""
         from inferencegym.envs.llmserve import ServeBatch
 
         return ServeBatch(self, n)
@@ -187,16 +192,18 @@ class ServeTask:
         return found
 
     def _asking_of(self, workload: Workload) -> Asking:
+        question = ask(workload, self.plan.deployment.block_size, self.plan.settings)
+        return Asking(workload, question, self.judged_of(workload))
+
+    def judged_of(self, workload: Workload) -> Structured:
+        """JUDGED[n]: worth and objectives of each request, by its class."""
         by_name = {one.name: one for one in self.file.classes}
-        names = workload.slo_class_names or ("default",)
-        classes = [by_name.get(name, self.file.classes[0]) for name in names]
-        return Asking.of(
+        classes = [by_name.get(name, self.file.classes[0]) for name in workload.slo_class_names or ("default",)]
+        return judge(
             workload,
-            self.plan.settings,
             ttft_s=[one.ttft_s for one in classes],
             tpot_s=[one.tpot_s for one in classes],
             weight=[one.weight for one in classes],
-            block_size=self.plan.deployment.block_size,
         )
 
     def workload(self, scenario: int) -> Workload:
@@ -231,19 +238,18 @@ class ServeTask:
         return workload.take(workload.prompt_tokens <= most) if most else workload
 
     def _window(self, scenario: int) -> Workload:
-        """A stretch of the trace that belongs to the scenario's split: the first 60 % are for training, 15 % for validation, the rest for tests."""
+        """A stretch of the trace that belongs to the scenario's split: the first half is for training, the next 20 % for validation, the rest for tests."""
         trace, traffic = self._trace, self.file.traffic
         split, index = split_of(scenario)
         span_s = float(trace.arrival_s[-1])
         rate_scale = traffic.rate_rps * span_s / len(trace) if traffic.rate_rps else 1.0
-        begin, end = {"train": (0.0, 0.6), "validation": (0.6, 0.75), "test": (0.75, 1.0)}[split]
+        begin, end = {"train": (0.0, 0.5), "validation": (0.5, 0.7), "test": (0.7, 1.0)}[split]
         length_s = self.duration_s * rate_scale
         room_s = (end - begin) * span_s - length_s
         if room_s < 0:
             raise InputError(
                 f"the {split} part of trace '{traffic.name}' lasts {(end - begin) * span_s:.0f} s; an episode needs {length_s:.0f} s of it"
             )
-        # Evenly spread starting points first, in a shuffled order, then more of them: windows overlap as little as they can.
         offset = stream(index, f"window.{split}").random()
         start_s = begin * span_s + offset * room_s
         return trace.window(start_s, start_s + length_s).scale_rate(rate_scale)
