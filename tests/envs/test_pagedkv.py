@@ -14,8 +14,8 @@ import inferencegym.envs
 from inferencegym.decision.paging import COLUMNS, NUMBER, PagingSurface
 from inferencegym.engine.paging.rules import FLOOR, Rules
 from inferencegym.engine.paging.traffic import PHASES, offered_load
-from inferencegym.envs.paging_planner import Clairvoyant
 from inferencegym.envs.pagedkv import PagedBatch, PagedTask, load
+from inferencegym.envs.paging_planner import Clairvoyant
 from inferencegym.ground.errors import ConfigError, InputError
 from inferencegym.policies.memory import RULES, Limits, Swapper
 

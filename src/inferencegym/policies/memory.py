@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from inferencegym.decision.columns import Float32s, Masks
-from inferencegym.decision.paging import COLUMNS, NOTHING, NUMBER
+from inferencegym.decision.paging import COLUMNS, NOTHING, NUMBER, SIZE_BLOCKS
 
 _USED, _CPU = COLUMNS.index("gpu_utilization_pct"), COLUMNS.index("cpu_utilization_pct")
 _QUEUE = (COLUMNS.index("free_queue_pressure"), COLUMNS.index("vip_queue_pressure"))
@@ -22,6 +24,8 @@ _TO_SWAP = NUMBER["swap_largest_free"] - NUMBER["evict_largest_free"]
 _ADMIT, _REJECT = NUMBER["admit_free"], NUMBER["reject_free"]
 _SHRED, _PREEMPT_SWAP, _COLLECT = NUMBER["shred_largest_free"], NUMBER["preempt_swap_free"], NUMBER["collect_garbage"]
 FREE, VIP = 0, 1
+#: Encoded size of an idle cache of 40 blocks: more than any tick takes.
+_RELIEF = float(np.log1p(40.0) / np.log1p(SIZE_BLOCKS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +74,15 @@ class MemoryRule:
         limits = self.limits
         self._since_preemption += 1
         free = 1.0 - seen[_USED]
+        if free < limits.critical:
+            return self._relieve(seen, can)
         if free < limits.danger:
             action = self.make_room(seen, can)
-            return action if action >= 0 else self._preempt(can, free < limits.critical)
+            return action if action >= 0 else self._preempt(can)
         for tier in (VIP, FREE):
-            if can[_REJECT + tier] and seen[_WAIT[tier]] >= 1.0 and seen[_QUEUE[tier]] > limits.drop_overdue:
+            if can[_REJECT + tier] and self.gives_up(tier, free, seen, can):
                 return _REJECT + tier
-            if can[_ADMIT + tier] and free > (limits.vip_hold_back if tier == VIP else limits.hold_back):
+            if can[_ADMIT + tier] and free > self.room_to_admit(tier):
                 return _ADMIT + tier
         waiting = can[_REJECT] or can[_REJECT + VIP]
         if free < limits.target or waiting:
@@ -87,6 +93,15 @@ class MemoryRule:
             return _COLLECT
         return NOTHING
 
+    def gives_up(self, tier: int, free: float, seen: list[float], can: list[int]) -> bool:
+        """Whether the first of a queue is rejected. Here: when it has missed its SLA and others wait behind it."""
+        del free, can
+        return seen[_WAIT[tier]] >= 1.0 and seen[_QUEUE[tier]] > self.limits.drop_overdue
+
+    def room_to_admit(self, tier: int) -> float:
+        """Free memory that it takes to admit."""
+        return self.limits.vip_hold_back if tier == VIP else self.limits.hold_back
+
     def make_room(self, seen: list[float], can: list[int]) -> int:
         """The action that throws out an idle cache; -1 if there is none. Here: the one unused for longest (LRU)."""
         if not can[_EVICT_OLDEST] and not can[_EVICT_OLDEST + VIP]:
@@ -94,13 +109,28 @@ class MemoryRule:
         vip = can[_EVICT_OLDEST + VIP] and (not can[_EVICT_OLDEST] or seen[_AGE[VIP]] > seen[_AGE[FREE]])
         return _EVICT_OLDEST + (VIP if vip else FREE)
 
-    def _preempt(self, can: list[int], at_once: bool) -> int:
-        """A free request before a VIP; swapped, with patience in between, while there is time."""
-        if not at_once and self._since_preemption <= self.limits.patience:
+    def _preempt(self, can: list[int]) -> int:
+        """A free request before a VIP; swapped if possible, with patience in between."""
+        if self._since_preemption <= self.limits.patience:
             return NOTHING
-        first, second = (_SHRED, _PREEMPT_SWAP) if at_once else (_PREEMPT_SWAP, _SHRED)
-        for action in (first, second, first + VIP, second + VIP):
+        for action in (_PREEMPT_SWAP, _SHRED, _PREEMPT_SWAP + VIP, _SHRED + VIP):
             if can[action]:
+                self._since_preemption = 0
+                return action
+        return NOTHING
+
+    def _relieve(self, seen: list[float], can: list[int]) -> int:
+        """Much room at once: the largest idle cache if it is large enough, else the largest active request."""
+        largest = VIP if seen[_SIZE[VIP]] > seen[_SIZE[FREE]] else FREE
+        enough = seen[_SIZE[largest]] >= _RELIEF
+        for action in (
+            _EVICT_LARGEST + largest if enough else NOTHING,
+            _SHRED,
+            _SHRED + VIP,
+            _EVICT_LARGEST,
+            _EVICT_LARGEST + VIP,
+        ):
+            if can[action] and action != NOTHING:
                 self._since_preemption = 0
                 return action
         return NOTHING
@@ -178,4 +208,46 @@ class Swapper(MemoryRule):
         return oldest
 
 
-RULES: tuple[type[MemoryRule], ...] = (Lru, LargestFirst, SizeAndAge, VipFirst, Cautious, Swapper)
+class Sieve(Swapper):
+    """A swapper that lets the small through when room is short: who does not fit into the last free blocks must be large.
+
+    It fills the pool to the brim, which is safe only while a decision is left to make room before the tick passes: so it counts.
+    """
+
+    name = "sieve"
+    limits = Limits(danger=0.018, target=0.09, drop_overdue=0.02, patience=1)
+    brim = 0.021
+    """Free memory that it takes to admit when this tick has another decision."""
+    wait_share = 0.5
+    """Of the SLA limit: who has waited so long will hardly make it, and gives way to those behind."""
+
+    def __init__(self, limits: Limits | None = None, decisions_per_tick: int = 2) -> None:
+        super().__init__(limits)
+        self._decisions_per_tick = decisions_per_tick
+        self._taken = 0
+
+    def start(self, seed: int) -> None:
+        """The first decision of a tick comes next."""
+        super().start(seed)
+        self._taken = 0
+
+    def act(self, observation: Float32s, mask: Masks) -> int:
+        """The number of an action."""
+        self._taken += 1
+        return super().act(observation, mask)
+
+    def gives_up(self, tier: int, free: float, seen: list[float], can: list[int]) -> bool:
+        """When it has waited long and others wait behind it, or does not fit though there is room for small ones."""
+        if seen[_WAIT[tier]] >= self.wait_share and seen[_QUEUE[tier]] > self.limits.drop_overdue:
+            return True
+        idle = can[_EVICT_OLDEST] or can[_EVICT_OLDEST + VIP]
+        return not can[_ADMIT + tier] and not idle and seen[_WAIT[tier]] > 0.0
+
+    def room_to_admit(self, tier: int) -> float:
+        """Little before a tick's last decision, much at it."""
+        if self._taken % self._decisions_per_tick:
+            return self.brim
+        return super().room_to_admit(tier)
+
+
+RULES: tuple[type[MemoryRule], ...] = (Lru, LargestFirst, SizeAndAge, VipFirst, Cautious, Swapper, Sieve)
