@@ -151,7 +151,7 @@ def npy(array):
 def test_too_many_steps_are_refused(tmp_path, monkeypatch, kind):
     path = toy().save(tmp_path / f"one.{kind}")
     monkeypatch.setattr(records, "MOST_STEPS", 10)
-    with pytest.raises(InputError, match="1[01]"):
+    with pytest.raises(InputError, match=r"1[01]"):
         Episode.load(path)
 
 
