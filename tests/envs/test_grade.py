@@ -207,7 +207,7 @@ def test_a_record_cannot_name_a_file_or_an_unknown_task(honest, tmp_path):
 def scale(**changes):
     given = {
         "task": "toy", "digest": "toy-1", "split": "test", "scenarios": [0, 1, 2, 5], "values": {"random": [0.1, 0.2, 0.3, 0.2], "clairvoyant": [0.9, 0.8, 0.31, 0.6]},
-        "best_static": {"action": 8}, "version": "0", "made_by": "a test",
+        "settings": {"best_static": "fixed:8"}, "version": "0", "made_by": "a test",
     }  # fmt: skip
     return Anchors(**(given | changes))
 

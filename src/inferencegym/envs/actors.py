@@ -1,0 +1,56 @@
+"""Who can play a task: every policy of its surface, the best setting that never changes, and the planners that need the simulator itself.
+
+An actor has `start(seed)` and either `act(observation, mask)` or, a planner, `decide(batch)` with the running batch of one row.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from inferencegym.envs.batch import Task
+from inferencegym.envs.grade import load_anchors
+from inferencegym.ground.errors import ConfigError
+from inferencegym.policies.catalogue import policy, policy_names
+
+BEST_STATIC = "best-static"
+#: Planners of each surface: name -> where the class is.
+PLANNERS = {
+    "knobs": {
+        "model-predictive": ("inferencegym.envs.serve_planner", "ModelPredictive"),
+        "clairvoyant": ("inferencegym.envs.serve_planner", "Clairvoyant"),
+    },
+    "paging": {"clairvoyant": ("inferencegym.envs.paging_planner", "Clairvoyant")},
+}
+
+
+def actor_names(task: Task) -> tuple[str, ...]:
+    """All that can play the task by name, the planners last."""
+    surface = task.surface.name
+    searched = (BEST_STATIC,) if load_anchors(task) else ()
+    return (*policy_names(surface), *searched, *PLANNERS[surface])
+
+
+def quick_names(task: Task) -> tuple[str, ...]:
+    """Those that play an episode in about a second: all but the planners."""
+    return tuple(name for name in actor_names(task) if name not in PLANNERS[task.surface.name])
+
+
+def actor(name: str, task: Task) -> Any:
+    """A policy by any name of `policies.catalogue.policy`, `best-static`, or a planner."""
+    surface = task.surface.name
+    if name != BEST_STATIC and name not in PLANNERS[surface]:
+        return policy(name, surface)
+    anchors = load_anchors(task)
+    if name == BEST_STATIC:
+        if anchors is None:
+            raise ConfigError(BEST_STATIC, f"was not searched for '{task.name}'", allowed="search it: runs/anchors.sh")
+        found = policy(anchors.settings["best_static"], surface)
+        found.name = BEST_STATIC
+        return found
+    module, kind = PLANNERS[surface][name]
+    planner = getattr(import_module(module), kind)
+    library = None if anchors is None else anchors.settings.get("library")
+    return planner() if library is None else planner(np.array(library))
