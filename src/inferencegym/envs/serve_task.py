@@ -214,13 +214,13 @@ class ServeTask:
             return self._labelled(self._window(scenario), seed)
         begin_s = stream(seed, "task.shift").random() * traffic.shift_s
         end_s = begin_s + self.duration_s
-        drawn, _ = generate(self._spec, seed=seed, duration_s=end_s, rate_rps=traffic.rate_rps or None).servable()
+        drawn, _ = generate(self.spec, seed=seed, duration_s=end_s, rate_rps=traffic.rate_rps or None).servable()
         if begin_s:
             drawn = drawn.window(begin_s, end_s)
         return self._labelled(self._short(drawn), seed)
 
     @cached_property
-    def _spec(self) -> Spec:
+    def spec(self) -> Spec:
         """The description of the traffic; `lengths = {law = "fit", name = "burstgpt"}` takes the lengths of a shipped fit."""
         traffic = self.file.traffic
         if traffic.source == "fit":
