@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 
 import inferencegym
+from inferencegym.cli.evaluate import evaluate
+from inferencegym.cli.replay import replay
 from inferencegym.cli.simulate import simulate
 from inferencegym.cli.traces import app as traces
 from inferencegym.ground.errors import InferenceGymError
@@ -17,6 +19,8 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Learn, test and run serving policies for large language models."
 )
 app.command()(simulate)
+app.command()(evaluate)
+app.command()(replay)
 app.add_typer(traces, name="traces", help="Workloads: list, describe, fetch, fit.")
 
 

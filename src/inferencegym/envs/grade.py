@@ -192,9 +192,9 @@ class Anchors:
         return Grade(value, *self.bounds(split, scenario))
 
 
-def load_anchors(task: Task, folder: Path = ANCHORS) -> Anchors | None:
+def load_anchors(task: Task, folder: Path | None = None) -> Anchors | None:
     """The stored anchors of a task; None if there are none. Anchors of another version of the task are an error, never used."""
-    path = folder / f"{task.name}.json"
+    path = (folder or ANCHORS) / f"{task.name}.json"
     if not path.is_file():
         return None
     try:
@@ -205,7 +205,7 @@ def load_anchors(task: Task, folder: Path = ANCHORS) -> Anchors | None:
         raise InputError(f"is not a file of anchors: {error}", file=path) from error
     if anchors.digest != task.digest:
         raise ConfigError(
-            f"anchors of '{task.name}'", f"were made for digest {anchors.digest[:12]}, the task has {task.digest[:12]}", allowed="make them again: runs/anchors.sh"
+            f"anchors of '{task.name}'", f"were made for digest {anchors.digest[:12]}, the task has {task.digest[:12]}", allowed="make them again with runs/anchors.sh, or give a task of your own another name"
         )  # fmt: skip
     known = {"random", "clairvoyant"}
     if not known <= set(anchors.values) or any(

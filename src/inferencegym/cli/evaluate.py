@@ -1,0 +1,175 @@
+"""`inferencegym evaluate`: policies on tasks, a table with intervals that a stranger can read, JSON, a page, and records to replay."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from inferencegym.envs import catalogue
+from inferencegym.ground.errors import ConfigError, InferenceGymError
+from inferencegym.learn.evaluate import ALL, EpisodeResult, Evaluation, Row
+from inferencegym.learn.evaluate import evaluate as play
+from inferencegym.learn.page import score_label, write_page
+from inferencegym.learn.statistics import Estimate
+
+
+def evaluate(
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas between them, or all: every policy that plays an episode in about a second. Also best-static, clairvoyant,"
+            " fixed:batch_cap=64 (give it alone or last: its knobs have commas too), module:Class."
+        ),
+    ] = ALL,
+    task: Annotated[
+        str,
+        typer.Option(
+            help="Names of tasks, or TOML files, with commas between them; a family (pagedkv, llmserve); or all."
+        ),
+    ] = "medium",
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    seeds: Annotated[int, typer.Option(min=1, help="Scenarios to play: the first so many of the split.")] = 50,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; results do not depend on it.")] = os.cpu_count() or 1,
+    record: Annotated[Path | None, typer.Option(help="Folder for a record of every episode (see `replay`).")] = None,
+    json_: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write everything as JSON to a file; - prints it instead of the table."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page.")] = None,
+) -> None:
+    """Compare policies on tasks, with intervals, beside the best configuration that never changes."""
+    tasks, skipped = chosen_tasks(task)
+    quiet = json_ is not None and str(json_) == "-"
+    console = Console(stderr=quiet)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        line = bar.add_task("starting", total=None)
+
+        def tell(done: int, all_: int, result: EpisodeResult) -> None:
+            bar.update(line, completed=done, total=all_, description=f"{result.task} {result.policy}")
+
+        evaluation = play(
+            chosen_policies(policy),
+            tasks,
+            split=split,
+            scenarios=seeds,
+            workers=workers,
+            record_to=record,
+            progress=tell,
+        )
+    evaluation.skipped.update(skipped)
+    if report is not None:
+        write_page(report, evaluation, command=shlex.join(["inferencegym", *sys.argv[1:]]))
+    if json_ is not None:
+        text = json.dumps(evaluation.as_json(), indent=1) + "\n"
+        if quiet:
+            sys.stdout.write(text)
+            return
+        json_.parent.mkdir(parents=True, exist_ok=True)
+        json_.write_text(text, encoding="utf-8")
+    show(console, evaluation)
+    for what, where in (("records", record), ("JSON", json_), ("report", report)):
+        if where is not None:
+            console.print(f"{what}: {where.resolve()}", soft_wrap=True)
+
+
+def chosen_policies(text: str) -> list[str]:
+    """Names with commas between them; what follows `fixed:` keeps its commas as long as they part NAME=VALUE."""
+    found: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if found and found[-1].startswith("fixed:") and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    if not found:
+        raise ConfigError("--policy", "is empty", allowed="names, or all")
+    return found
+
+
+def chosen_tasks(text: str) -> tuple[list[str], dict[str, str]]:
+    """Names and files; of a family or of all, those that cannot be had (a trace is not here) are left out, with the reason."""
+    names, skipped = [], {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if part != ALL and part not in catalogue.FAMILIES:
+            names.append(part)
+            continue
+        for name in catalogue.task_names(None if part == ALL else part):
+            try:
+                catalogue.task(name)
+            except InferenceGymError as error:
+                skipped[name] = str(error)
+            else:
+                names.append(name)
+    if not names:
+        raise ConfigError("--task", f"'{text}' leaves no task to play", allowed=", ".join(catalogue.task_names()))
+    return list(dict.fromkeys(names)), skipped
+
+
+def show(console: Console, evaluation: Evaluation) -> None:
+    """The tables, and what was left out."""
+    rows = evaluation.table()
+    for name in dict.fromkeys(row.task for row in rows):
+        console.print(
+            _table(name, [row for row in rows if row.task == name], len(evaluation.scenarios), evaluation.split)
+        )
+    for name, why in evaluation.skipped.items():
+        console.print(f"[yellow]not played:[/] {name}: {why}", soft_wrap=True, highlight=False)
+    console.print(
+        "grade: 0 = random policy, 1 = planner that knows the future, on the same scenario; interquartile mean and 95 % bootstrap interval.",
+        style="dim", highlight=False,
+    )  # fmt: skip
+    if any(row.improvement for row in rows):
+        console.print(
+            "beats static: chance that an episode is better than one of the best configuration that never changes.",
+            style="dim",
+            highlight=False,
+        )
+
+
+def _table(name: str, rows: list[Row], seeds: int, split: str) -> Table:
+    table = Table(title=f"{name}: {seeds} {split} scenarios", title_justify="left", title_style="bold")
+    table.add_column("policy", overflow="fold")
+    table.add_column(score_label(rows[0].graded), justify="right", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    beats, crashed = any(row.improvement for row in rows), any(row.crashed for row in rows)
+    if beats:
+        table.add_column("beats static", justify="right", no_wrap=True)
+    if crashed:
+        table.add_column("crashed", justify="right")
+    for row in rows:
+        cells = [row.policy, _said(row.score), f"{row.value:.3f}"]
+        cells += [_said(row.improvement)] if beats else []
+        cells += [f"{row.crashed:.0%}"] if crashed else []
+        table.add_row(*cells)
+    return table
+
+
+def _parts(rows: list[Row]) -> Table:
+    """What the values are made of."""
+    table = Table(title="parts of the value", title_justify="left", title_style="dim")
+    table.add_column("policy", overflow="fold")
+    names = tuple(dict.fromkeys(name for row in rows for name in row.parts))
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(row.policy, *(f"{row.parts.get(name, 0.0):+.3f}" for name in names))
+    return table
+
+
+def _said(estimate: Estimate | None) -> str:
+    return "" if estimate is None else f"{estimate.value:.2f} ({estimate.low:.2f}..{estimate.high:.2f})"

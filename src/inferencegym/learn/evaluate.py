@@ -1,0 +1,292 @@
+"""Policies on tasks, scenario by scenario: who plays what, in how many processes, and the table with intervals that comes of it.
+
+Every episode is fixed by task, policy and scenario, so results do not depend on the number of workers. Test scenarios are 0, 1, 2, ... of
+the split; what a policy was trained or tuned on lies in other splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import inferencegym
+from inferencegym.envs import catalogue
+from inferencegym.envs.actors import BEST_STATIC, actor, quick_names
+from inferencegym.envs.batch import Task
+from inferencegym.envs.episode import record
+from inferencegym.envs.grade import Anchors, load_anchors
+from inferencegym.envs.splits import scenario as scenario_number
+from inferencegym.ground.errors import ConfigError, InferenceGymError
+from inferencegym.learn.statistics import Estimate, iqm, paired_difference, probability_of_improvement
+
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeResult:
+    """One episode of one policy."""
+
+    task: str
+    digest: str
+    policy: str
+    split: str
+    scenario: int
+    value: float
+    grade: float | None
+    """0..1; None where the task has no anchors."""
+    unclipped: float | None
+    """The grade before it is held to 0..1."""
+    total_reward: float
+    steps: int
+    crashed: bool
+    parts: dict[str, float]
+    facts: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One policy on one task (or, at the end of a table, on all)."""
+
+    task: str
+    policy: str
+    episodes: int
+    score: Estimate
+    """Interquartile mean of the grade, or of the value where there are no anchors."""
+    graded: bool
+    value: float
+    """Mean value."""
+    total_reward: float
+    crashed: float
+    """Share of episodes."""
+    improvement: Estimate | None
+    """Probability that an episode of it beats one of the best static configuration on the same task."""
+    difference: Estimate | None
+    """Value above the best static configuration's on the same scenarios."""
+    parts: dict[str, float]
+    """Mean parts of the value; 0 in episodes that lack one (a crash replaces them all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All episodes, and how they were played."""
+
+    split: str
+    scenarios: tuple[int, ...]
+    episodes: tuple[EpisodeResult, ...]
+    baseline: dict[str, tuple[float, ...]]
+    """Task -> values of the best static configuration on the scenarios, where known."""
+    version: str = inferencegym.__version__
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Task -> why it was not played."""
+
+    def of(self, task: str, policy: str) -> list[EpisodeResult]:
+        """A policy's episodes on a task, in the order of the scenarios."""
+        return [one for one in self.episodes if one.task == task and one.policy == policy]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """In the order they were given."""
+        return tuple(dict.fromkeys(one.task for one in self.episodes))
+
+    def policies(self, task: str) -> tuple[str, ...]:
+        """Those that played a task."""
+        return tuple(dict.fromkeys(one.policy for one in self.episodes if one.task == task))
+
+    def table(self) -> list[Row]:
+        """One row for each policy and task, best first; then, for policies that played several graded tasks, one row over all of them."""
+        rows = []
+        for task in self.tasks:
+            found = [self._row((task,), policy) for policy in self.policies(task)]
+            rows += sorted(found, key=lambda row: -row.score.value)
+        everywhere = []
+        for policy in dict.fromkeys(one.policy for one in self.episodes):
+            played = tuple(task for task in self.tasks if policy in self.policies(task))
+            if len(played) > 1 and all(one.grade is not None for one in self.episodes if one.policy == policy):
+                everywhere.append(self._row(played, policy))
+        return rows + sorted(everywhere, key=lambda row: -row.score.value)
+
+    def _row(self, tasks: Sequence[str], policy: str) -> Row:
+        played = [self.of(task, policy) for task in tasks]
+        flat = [one for episodes in played for one in episodes]
+        graded = all(one.grade is not None for one in flat)
+        scores = [[one.value if one.grade is None else one.grade for one in episodes] for episodes in played]
+        values = [[one.value for one in episodes] for episodes in played]
+        improvement = difference = None
+        if all(task in self.baseline for task in tasks) and policy != BEST_STATIC:
+            theirs = [self.baseline[task] for task in tasks]
+            improvement = probability_of_improvement(values, theirs)
+            difference = paired_difference(values, theirs)
+        return Row(
+            task=tasks[0] if len(tasks) == 1 else f"all {len(tasks)} tasks", policy=policy, episodes=len(flat), score=iqm(scores), graded=graded,
+            value=float(np.mean([one.value for one in flat])), total_reward=float(np.mean([one.total_reward for one in flat])),
+            crashed=float(np.mean([one.crashed for one in flat])), improvement=improvement, difference=difference,
+            parts={name: float(np.mean([one.parts.get(name, 0.0) for one in flat])) for name in dict.fromkeys(n for one in flat for n in one.parts)},
+        )  # fmt: skip
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        return {
+            "version": self.version, "split": self.split, "scenarios": list(self.scenarios), "skipped": self.skipped,
+            "table": [asdict(row) for row in self.table()], "episodes": [asdict(one) for one in self.episodes],
+            "digests": {one.task: one.digest for one in self.episodes},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One episode to play, as another process needs it."""
+
+    task: str
+    """Name or file."""
+    player: Any
+    """A policy's name, or the policy itself."""
+    policy: str
+    split: str
+    scenario: int
+    folder: str | None
+
+
+Progress = Callable[[int, int, EpisodeResult], None]
+
+
+def evaluate(
+    policies: Sequence[Any],
+    tasks: Sequence[str | Path],
+    *,
+    split: str = "test",
+    scenarios: int | Sequence[int] = 50,
+    workers: int = 1,
+    record_to: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Let policies play tasks. Results are the same for any number of workers.
+
+    `policies`: names (also `fixed:...`, `module:Class`, best-static, clairvoyant, or `all` for every quick one) or policies themselves; each
+    plays the tasks of its surface. `scenarios`: the first so many of the split, or their indices. `record_to`: a folder for the episodes'
+    records. `progress`: called after each episode with (done, all, result).
+    """
+    indices = tuple(range(scenarios)) if isinstance(scenarios, int) else tuple(scenarios)
+    if not indices or not policies or not tasks:
+        raise ConfigError("evaluate", "needs a policy, a task and a scenario", allowed="one or more of each")
+    if workers < 1:
+        raise ConfigError("workers", f"{workers}", allowed="1 or more")
+    for index in indices:
+        scenario_number(split, index)
+    jobs, anchors = _plan(policies, tasks, split, indices, record_to)
+    done: dict[int, EpisodeResult] = {}
+    for at, result in _play_all(jobs, workers):
+        done[at] = _graded(result, anchors[result.task])
+        if progress:
+            progress(len(done), len(jobs), done[at])
+    episodes = tuple(done[at] for at in range(len(jobs)))
+    return Evaluation(split, indices, episodes, _baselines(episodes, anchors, split, indices))
+
+
+def _plan(
+    policies: Sequence[Any], tasks: Sequence[str | Path], split: str, indices: Sequence[int], folder: Path | None
+) -> tuple[list[_Job], dict[str, Anchors | None]]:
+    """The episodes to play, tasks first; an error for a policy that no task takes."""
+    jobs: list[_Job] = []
+    anchors: dict[str, Anchors | None] = {}
+    errors: dict[str, InferenceGymError] = {}
+    found = set()
+    for given in tasks:
+        task = catalogue.task(given)
+        if task.name in anchors:
+            raise ConfigError("task", f"'{task.name}' is given twice")
+        anchors[task.name] = load_anchors(task)
+        for player in _expanded(policies, task):
+            name = player if isinstance(player, str) else player.name
+            if (problem := _unfit(player, task)) is not None:
+                errors.setdefault(name, problem)
+                continue
+            found.add(name)
+            jobs += [_Job(str(given), player, name, split, index, str(folder) if folder else None) for index in indices]
+    for name, error in errors.items():
+        if name not in found:
+            raise error
+    return jobs, anchors
+
+
+def _expanded(policies: Sequence[Any], task: Task) -> list[Any]:
+    players: dict[str, Any] = {}
+    for given in policies:
+        for one in quick_names(task) if isinstance(given, str) and given == ALL else (given,):
+            players[one if isinstance(one, str) else one.name] = one
+    return list(players.values())
+
+
+def _unfit(player: Any, task: Task) -> InferenceGymError | None:
+    """Why somebody cannot play a task."""
+    if not isinstance(player, str):
+        if player.surface == task.surface.name:
+            return None
+        return ConfigError(
+            "policy", f"'{player.name}' acts on '{player.surface}'", allowed=f"surface '{task.surface.name}'"
+        )
+    try:
+        actor(player, task)
+    except InferenceGymError as error:
+        return error
+    return None
+
+
+def _play_all(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[int, EpisodeResult]]:
+    if workers == 1:
+        for at, job in enumerate(jobs):
+            yield at, _play(job)
+        return
+    # Fresh processes: a forked one would inherit locks of threads that are not there.
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(_play, job): at for at, job in enumerate(jobs)}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _play(job: _Job) -> EpisodeResult:
+    task = catalogue.task(job.task)
+    player = actor(job.player, task) if isinstance(job.player, str) else job.player
+    episode = record(task, player, split=job.split, scenario=job.scenario, name=job.policy)
+    if job.folder:
+        name = "".join(letter if letter.isalnum() or letter in "-_=.," else "-" for letter in job.policy)
+        episode.save(Path(job.folder) / f"{task.name}--{name[:80]}--{job.split}-{job.scenario}.parquet")
+    return EpisodeResult(
+        task=task.name, digest=task.digest, policy=job.policy, split=job.split, scenario=job.scenario, value=episode.value, grade=None,
+        unclipped=None, total_reward=episode.total_reward, steps=len(episode.actions), crashed=episode.terminated, parts=episode.parts,
+        facts=episode.facts,
+    )  # fmt: skip
+
+
+def _graded(result: EpisodeResult, anchors: Anchors | None) -> EpisodeResult:
+    if anchors is None:
+        return result
+    grade = anchors.grade(result.value, result.split, result.scenario)
+    given = asdict(result) | {"grade": grade.grade, "unclipped": grade.unclipped}
+    return EpisodeResult(**given)
+
+
+def _baselines(
+    episodes: Sequence[EpisodeResult], anchors: dict[str, Anchors | None], split: str, indices: Sequence[int]
+) -> dict[str, tuple[float, ...]]:
+    """The best static configuration's values: as just played, else as stored for the same scenarios."""
+    found = {}
+    for task, stored in anchors.items():
+        played = tuple(one.value for one in episodes if one.task == task and one.policy == BEST_STATIC)
+        if played:
+            found[task] = played
+        elif (
+            stored and stored.split == split and BEST_STATIC in stored.values and set(indices) <= set(stored.scenarios)
+        ):
+            at = {scenario: i for i, scenario in enumerate(stored.scenarios)}
+            found[task] = tuple(stored.values[BEST_STATIC][at[index]] for index in indices)
+    return found

@@ -1,0 +1,33 @@
+"""A short task of one's own, and anchors for it: PagedKV easy with 100 ticks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from inferencegym.envs import catalogue, grade
+
+
+@pytest.fixture(scope="session")
+def short_task(tmp_path_factory):
+    text = (catalogue.FOLDER / "easy.toml").read_text()
+    path = tmp_path_factory.mktemp("tasks") / "short.toml"
+    path.write_text(
+        text.replace('name = "easy"', 'name = "short"').replace("horizon_ticks = 2000", "horizon_ticks = 100")
+    )
+    return str(path)
+
+
+@pytest.fixture
+def anchored(short_task, tmp_path, monkeypatch):
+    """The same task, with anchors."""
+    scenarios = list(range(6))
+    data = {
+        "task": "short", "digest": catalogue.task(short_task).digest, "split": "test", "scenarios": scenarios, "version": "0", "made_by": "a test",
+        "settings": {"best_static": "fixed:admit_free"},
+        "values": {"random": [0.1] * 6, "best-static": [0.2] * 6, "clairvoyant": [0.6] * 6},
+    }  # fmt: skip
+    (tmp_path / "short.json").write_text(json.dumps(data))
+    monkeypatch.setattr(grade, "ANCHORS", tmp_path)
+    return short_task
