@@ -19,7 +19,7 @@ from inferencegym.ground.errors import ConfigError
 def short(tmp_path_factory):
     path = tmp_path_factory.mktemp("tasks") / "short.toml"
     text = (catalogue.FOLDER / "easy.toml").read_text()
-    path.write_text(text.replace('"easy"', '"short"').replace("horizon_ticks = 2000", "horizon_ticks = 80"))
+    path.write_text(text.replace('"easy"', '"short"').replace("horizon_ticks = 2000", "horizon_ticks = 400"))
     return str(path)
 
 

@@ -1,4 +1,4 @@
-"""A short task of one's own, and anchors for it: PagedKV easy with 100 ticks."""
+"""A short task of one's own, and anchors for it: PagedKV easy with 400 ticks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def short_task(tmp_path_factory):
     text = (catalogue.FOLDER / "easy.toml").read_text()
     path = tmp_path_factory.mktemp("tasks") / "short.toml"
     path.write_text(
-        text.replace('name = "easy"', 'name = "short"').replace("horizon_ticks = 2000", "horizon_ticks = 100")
+        text.replace('name = "easy"', 'name = "short"').replace("horizon_ticks = 2000", "horizon_ticks = 400")
     )
     return str(path)
 

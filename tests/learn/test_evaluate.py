@@ -114,7 +114,7 @@ def test_a_row_over_all_tasks_resamples_within_each(anchored, tmp_path, monkeypa
         (catalogue.FOLDER / "easy.toml")
         .read_text()
         .replace('"easy"', '"other"')
-        .replace("horizon_ticks = 2000", "horizon_ticks = 120")
+        .replace("horizon_ticks = 2000", "horizon_ticks = 420")
     )
     stored = json.loads((tmp_path / "short.json").read_text())
     stored |= {"task": "other", "digest": catalogue.task(other).digest}

@@ -124,9 +124,10 @@ def show(console: Console, evaluation: Evaluation) -> None:
     """The tables, and what was left out."""
     rows = evaluation.table()
     for name in dict.fromkeys(row.task for row in rows):
-        console.print(
-            _table(name, [row for row in rows if row.task == name], len(evaluation.scenarios), evaluation.split)
-        )
+        own = [row for row in rows if row.task == name]
+        console.print(_table(name, own, len(evaluation.scenarios), evaluation.split))
+        if any(row.parts for row in own):
+            console.print(_parts(own))
     for name, why in evaluation.skipped.items():
         console.print(f"[yellow]not played:[/] {name}: {why}", soft_wrap=True, highlight=False)
     console.print(
@@ -172,4 +173,4 @@ def _parts(rows: list[Row]) -> Table:
 
 
 def _said(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{estimate.value:.2f} ({estimate.low:.2f}..{estimate.high:.2f})"
+    return "" if estimate is None else f"{estimate.value:.3f} ({estimate.low:.3f}..{estimate.high:.3f})"
