@@ -23,7 +23,7 @@ TASKS = Path(inferencegym.envs.__file__).parent / "tasks"
 NAMES = ("easy", "medium", "hard")
 NOTHING = NUMBER["nothing"]
 #: Offered load by phase, as the documentation says.
-LOADS = {"easy": {"steady": 0.65}, "medium": {"night": 0.79, "day": 1.22}, "hard": {"calm": 0.68, "spike": 1.28}}
+LOADS = {"easy": {"steady": 0.69}, "medium": {"night": 0.79, "day": 1.22}, "hard": {"calm": 0.66, "spike": 1.29}}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -467,7 +467,7 @@ def test_a_wrong_file_says_what_is_wrong(tmp_path):
     for old, new, problem in (
         ("horizon_ticks", "horizon_tick", "horizon_tick"),
         ('"steady"', '"weekly"', "weekly"),
-        ("low_rate = 0.72", "low_rate = -1", "low_rate"),
+        ("low_rate = 0.82", "low_rate = -1", "low_rate"),
         ('family = "pagedkv"', 'family = "llmserve"', "family"),
         ("horizon_ticks = 2000", "horizon_ticks = 0", "horizon_ticks"),
     ):

@@ -31,7 +31,7 @@ class Clairvoyant:
     name = "clairvoyant"
     surface = "paging"
 
-    def __init__(self, every_ticks: int = 25, ahead_ticks: int = 400, around: int = 10) -> None:
+    def __init__(self, every_ticks: int = 25, ahead_ticks: int = 300, around: int = 10) -> None:
         for name, value in (("every_ticks", every_ticks), ("ahead_ticks", ahead_ticks), ("around", around)):
             if value < 1:
                 raise ConfigError(name, f"{value} is too small", allowed="at least 1")

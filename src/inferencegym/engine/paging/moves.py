@@ -103,7 +103,8 @@ def can_collect(s: RowAt) -> bool:
 def active_context(s: RowAt, i: int) -> int:
     """Tokens in the KV of an active request now."""
     r = live_at(s, i)
-    return r["context"] + s["tick"] - r["ready"] + 1
+    # `recorded` is the last tick that went well: in one that crashes nobody gets a token.
+    return r["context"] + s["recorded"] - r["ready"] + 1
 
 
 @kernel
