@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -183,3 +184,11 @@ def test_only_knobs_are_encoded_and_only_by_known_names():
         EncodedAction(gym.make(PAGEDKV))
     with pytest.raises(UnknownNameError, match="preset"):
         EncodedAction(gym.make(LLMSERVE), "presets")
+
+
+def test_the_tables_in_the_docs_are_those_of_the_code():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "environments" / "encodings.md").read_text()
+    assert PresetKnobs().table() in page
+    assert DeltaKnobs().table() in page
+    for name, kind in ENCODINGS.items():
+        assert f"`{name}` (v{kind.version})" in page
