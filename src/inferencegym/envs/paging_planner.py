@@ -15,12 +15,12 @@ from inferencegym.ground.errors import ConfigError
 from inferencegym.ground.rng import stream
 
 Settings = npt.NDArray[np.float64]
-#: price, margin and target (see foresight) that are tried at every look ahead.
+#: price, margin, target and thrift (see foresight) that are tried at every look ahead.
 GRID = np.array(
     [
-        (price, margin, target)
+        (price, margin, target, thrift)
         for price in (0.0, 0.15, 0.22, 0.3, 0.4, 0.55, 0.8)
-        for margin, target in ((0.0, 0.02), (0.01, 0.1))
+        for margin, target, thrift in ((0.0, 0.02, 0.0), (0.01, 0.1, 0.0), (0.0, 0.02, 1.0), (0.0, 0.15, 1.0))
     ]
 )
 
@@ -31,9 +31,9 @@ class Clairvoyant:
     name = "clairvoyant"
     surface = "paging"
 
-    def __init__(self, every_ticks: int = 25, ahead_ticks: int = 300, around: int = 10) -> None:
+    def __init__(self, every_ticks: int = 25, ahead_ticks: int | None = None, around: int = 10) -> None:
         for name, value in (("every_ticks", every_ticks), ("ahead_ticks", ahead_ticks), ("around", around)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(name, f"{value} is too small", allowed="at least 1")
         self.every_ticks, self.ahead_ticks, self.around = every_ticks, ahead_ticks, around
         self._copies: PagedBatch | None = None
@@ -51,8 +51,7 @@ class Clairvoyant:
         if tick >= self._next_look:
             self._setting = self._best(twin)
             self._next_look = tick + self.every_ticks
-        price, margin, target = self._setting.tolist()
-        return int(choose_in(twin.arena, 0, price, margin, target))
+        return int(choose_in(twin.arena, 0, *self._setting.tolist()))
 
     def _best(self, twin: PagedBatch) -> Settings:
         tried = np.vstack([self._setting, GRID])
@@ -75,5 +74,7 @@ class Clairvoyant:
         for row in range(copies.n):
             copies.copy_row(row, twin, 0)
         scores = np.empty(copies.n)
-        roll_out(copies.arena, padded, self.ahead_ticks, scores)
+        # Where no SLA limits the wait, what is done now is felt for longer.
+        ahead = self.ahead_ticks or (300 if twin.task.rules.free_sla_ticks else 1000)
+        roll_out(copies.arena, padded, ahead, scores)
         return scores[:n]

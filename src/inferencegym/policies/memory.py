@@ -195,17 +195,20 @@ class Cautious(Lru):
     limits = Limits(hold_back=0.15, target=0.16)
 
 
-class Swapper(MemoryRule):
+class Swapper(LargestFirst):
     """Keeps idle caches on the CPU instead of dropping them: a swap-in costs a tick, a recomputation many."""
 
     name = "swapper"
+    queue_share = 0.03
+    """From this queue on decisions are scarce, and the largest goes instead of the oldest."""
 
     def make_room(self, seen: list[float], can: list[int]) -> int:
-        """Swap the oldest while the CPU takes it, else evict it."""
-        oldest = super().make_room(seen, can)
-        if oldest >= 0 and can[oldest + _TO_SWAP]:
-            return oldest + _TO_SWAP
-        return oldest
+        """Swap while the CPU takes it, else evict."""
+        scarce = max(seen[_QUEUE[FREE]], seen[_QUEUE[VIP]]) > self.queue_share
+        victim = super().make_room(seen, can) if scarce else MemoryRule.make_room(self, seen, can)
+        if victim >= 0 and can[victim + _TO_SWAP]:
+            return victim + _TO_SWAP
+        return victim
 
 
 class Sieve(Swapper):
@@ -218,8 +221,6 @@ class Sieve(Swapper):
     limits = Limits(danger=0.018, target=0.09, drop_overdue=0.02, patience=1)
     brim = 0.021
     """Free memory that it takes to admit when this tick has another decision."""
-    wait_share = 0.5
-    """Of the SLA limit: who has waited so long will hardly make it, and gives way to those behind."""
 
     def __init__(self, limits: Limits | None = None, decisions_per_tick: int = 2) -> None:
         super().__init__(limits)
@@ -237,8 +238,8 @@ class Sieve(Swapper):
         return super().act(observation, mask)
 
     def gives_up(self, tier: int, free: float, seen: list[float], can: list[int]) -> bool:
-        """When it has waited long and others wait behind it, or does not fit though there is room for small ones."""
-        if seen[_WAIT[tier]] >= self.wait_share and seen[_QUEUE[tier]] > self.limits.drop_overdue:
+        """When it is too late, or when it does not fit though there is room for small ones."""
+        if super().gives_up(tier, free, seen, can):
             return True
         idle = can[_EVICT_OLDEST] or can[_EVICT_OLDEST + VIP]
         return not can[_ADMIT + tier] and not idle and seen[_WAIT[tier]] > 0.0

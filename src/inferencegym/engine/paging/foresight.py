@@ -6,8 +6,9 @@ Not a policy: policies see observations. Planners (envs.paging_planner) use it t
              for which a request is let in
     margin   share of the pool that the memory in use may never touch, on the way that is known in advance
     target   share of the pool that is kept free of idle caches
+    thrift   above 0.5: the largest idle cache goes, for most room per decision; else the one that will be missed least
 
-Idle caches: those whose user never returns go first, then the one whose user returns last; what will be used goes to the CPU.
+Missed least are those whose user never returns, then the one whose user returns last; what will be used goes to the CPU.
 """
 
 from __future__ import annotations
@@ -115,18 +116,19 @@ def fits_on(s: RowAt, i: int, most: float) -> bool:
 
 
 @kernel
-def make_room(s: RowAt, at_once: bool) -> int:
-    """The action that throws out the idle cache that will be missed least; -1 if there is none."""
-    best, best_at, best_size, best_context = -1, -1, 0, 0
+def make_room(s: RowAt, at_once: bool, thrifty: bool) -> int:
+    """The action that throws out the idle cache that will be missed least, or the largest if thrifty; -1 if there is none."""
+    best, best_at, best_size = -1, -1, 0
     for kind in range(2):
         for tier in range(2):
             if tier_at(s, tier)["idle_count"] == 0:
                 continue
             i = tower_largest(s, IDLE_TOWER + tier) if kind == 0 else tier_at(s, tier)["idle_head"] - 1
             at, context = returns_at(s, i), live_at(s, i)["context"]
-            if at > best_at or (at == best_at and context > best_size):
-                best, best_at, best_size, best_context = 2 * kind + tier, at, context, context
-    if best >= 0 and not at_once and best_at < NEVER and can_move_out(s, best_context):
+            better = context > best_size if thrifty or at == best_at else at > best_at
+            if better:
+                best, best_at, best_size = 2 * kind + tier, at, context
+    if best >= 0 and not at_once and best_at < NEVER and can_move_out(s, best_size):
         return best + 4
     return best
 
@@ -141,14 +143,14 @@ def _preempt(s: RowAt) -> int:
 
 
 @kernel
-def choose(s: RowAt, price: float, margin: float, target: float) -> int:
+def choose(s: RowAt, price: float, margin: float, target: float, thrift: float) -> int:
     """The action of one who knows the future."""
     free = s["gpu_blocks"] - s["gpu_used"]
     growth = 0
     for ahead in range(1, 3):
         growth += phase_at(s, (s["tick"] + ahead) % s["block_tokens"])["bits"]
     if free < growth:
-        action = make_room(s, True)
+        action = make_room(s, True, True)
         return action if action >= 0 else _preempt(s)
     short = False
     for turn in range(2):
@@ -163,7 +165,7 @@ def choose(s: RowAt, price: float, margin: float, target: float) -> int:
                 return 8 + tier
             short = True
     if short or free < target * s["gpu_blocks"]:
-        action = make_room(s, False)
+        action = make_room(s, False, thrift > 0.5)
         if action >= 0:
             return action
     if s["cpu_used"] > _CROWDED_CPU * s["cpu_blocks"] and can_collect(s):
@@ -192,23 +194,23 @@ def prospect(s: RowAt) -> float:
 
 
 @kernel
-def choose_in(arena: Arena, row: int, price: float, margin: float, target: float) -> int:
+def choose_in(arena: Arena, row: int, price: float, margin: float, target: float, thrift: float) -> int:
     """`choose` for a row, from Python."""
-    return choose(row_at(batch_of(arena), row), price, margin, target)
+    return choose(row_at(batch_of(arena), row), price, margin, target, thrift)
 
 
 @kernel
 def roll_out(arena: Arena, settings: Floats, ticks: int, scores: Floats) -> None:
     """Let the rule act in every row with its own settings, for so many ticks, and tell how each stands then.
 
-    settings : float64[n, 3], price, margin and target of each row
+    settings : float64[n, 4], price, margin, target and thrift of each row
     scores : float64[n], `prospect` of each row, changed in place
     """
     b = batch_of(arena)
     for row in range(b["n"]):
         s = row_at(b, row)
         end = s["tick"] + ticks
-        price, margin, target = settings[row, 0], settings[row, 1], settings[row, 2]
+        price, margin, target, thrift = settings[row, 0], settings[row, 1], settings[row, 2], settings[row, 3]
         while not s["ended"] and s["tick"] < end:
-            advance(s, choose(s, price, margin, target))
+            advance(s, choose(s, price, margin, target, thrift))
         scores[row] = prospect(s)
