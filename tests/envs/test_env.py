@@ -15,6 +15,7 @@ from gymnasium.utils.env_checker import check_env
 
 from inferencegym.decision.knobs import LEVERS, Knobs
 from inferencegym.decision.paging import NOTHING
+from inferencegym.envs.catalogue import task
 from inferencegym.envs.env import PlantEnv
 from inferencegym.envs.registration import LLMSERVE, PAGEDKV
 from inferencegym.ground.errors import ConfigError, UnknownNameError
@@ -204,6 +205,15 @@ def test_a_pickle_remembers_that_the_episode_had_ended():
 def test_an_environment_never_reset_can_be_pickled():
     env = pickle.loads(pickle.dumps(gym.make(PAGEDKV)))
     assert env.reset(seed=0)[1]["task"] == "medium"
+
+
+def test_a_shipped_task_given_as_an_object_is_pickled_as_its_name():
+    env = PlantEnv(task("bursty_workload"))
+    env.reset(seed=0)
+    env.step(STEADY)
+    pickled = pickle.dumps(env)
+    assert len(pickled) < 10_000, "no machine, no table of step times, and no address goes along"
+    np.testing.assert_array_equal(pickle.loads(pickled).step(STEADY)[0], env.step(STEADY)[0])
 
 
 def test_a_spec_makes_the_same_environment():
