@@ -268,9 +268,9 @@ class PlantEnv(gym.Env[Float32s, Any]):
             state.pop(name, None)
         log = state.pop("_log", None)
         # A shipped task is found again by its name; one of somebody's own is pickled as it is.
-        if not isinstance(self._given, str | Path) and self.task.name in catalogue.task_names():
-            if catalogue.task(self.task.name).digest == self.task.digest:
-                state["_given"] = self.task.name
+        ours = not isinstance(self._given, str | Path) and self.task.name in catalogue.task_names()
+        if ours and catalogue.task(self.task.name).digest == self.task.digest:
+            state["_given"] = self.task.name
         if isinstance(state["_given"], str | Path):
             del state["task"]
         state["_digest"] = self.task.digest
