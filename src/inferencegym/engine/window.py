@@ -226,7 +226,11 @@ def _measure(
                     met[urgent] += 1.0
             waited_ps = (me["first_ps"] if me["first_ps"] >= 0 else until_ps) - me["arrival_ps"]
             if waited_ps <= judged["ttft_ps"]:
-                hopeful_weight += judged["weight"]
+                made = me["generated"]
+                if me["in_crowd"] == 1 and me["state"] == _RUNNING:
+                    made += core_at(s, r)["turn"] - me["turn"]
+                if me["first_ps"] < 0 or until_ps - me["first_ps"] <= judged["tpot_ps"] * (made + 1):
+                    hopeful_weight += judged["weight"]
             elif me["first_ps"] < 0:
                 late_weight += judged["weight"]
             if me["first_ps"] < 0 and until_ps - me["arrival_ps"] > judged["ttft_ps"]:

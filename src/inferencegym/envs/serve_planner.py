@@ -21,6 +21,8 @@ from inferencegym.ground.rng import stream
 
 #: Share of the requests in flight at a look-ahead's end that are expected to keep their objectives if they have not missed one yet.
 HOPE = 0.9
+#: Later requests that one in a backlog makes late: it is in their way until the backlog is gone.
+DELAY = 0.3
 
 
 def grid_levers() -> Floats:
@@ -146,10 +148,7 @@ class Clairvoyant:
         """The knobs for the next window; `twin` is a batch of one row, which is not changed."""
         if self.settings is None:
             self.settings = library(twin.task, [scenario("train", i) for i in range(2)])
-        left = twin.task.steps - int(twin.windows_done[0])
-        late = twin.fleet.tally[0, TALLY.index("late_weight")] > 0.0
-        # A backlog pays no interest until it is gone: whoever looks a few windows ahead never clears it.
-        horizon = min(self.horizon * (3 if late else 1), left)
+        horizon = min(self.horizon, twin.task.steps - int(twin.windows_done[0]))
         now = twin.fleet.levers[0]
         tries = np.unique(np.concatenate([self.settings, now[None], _near(now)]), axis=0)
         held = self._value(twin, tries, tries, horizon)
@@ -190,17 +189,17 @@ class ModelPredictive(Clairvoyant):
 
     def decide(self, twin: ServeBatch) -> Knobs:
         """The knobs for the next window; those in force until something has been seen."""
-        dreamed = dream(twin, self.horizon * 3 + 1, self.seed)
+        dreamed = dream(twin, self.horizon + 1, self.seed)
         return Knobs.of(twin.fleet.levers[0]) if dreamed is None else super().decide(dreamed)
 
 
 def unfinished(batch: ServeBatch) -> Floats:
     """float64[n]: a guess at what a state is worth beyond the look-ahead: who is not late yet will earn most of its worth,
-    and who waits too long already makes another one late.
+    and each who waits too long already makes DELAY others late.
     """
     prices, tally = batch.task.file.prices, batch.fleet.tally
     hopeful, late = tally[:, TALLY.index("hopeful_weight")], tally[:, TALLY.index("late_weight")]
-    earned: Floats = (prices.served * hopeful + prices.in_slo * (HOPE * hopeful - late)) / batch.worth[:, 0]
+    earned: Floats = (prices.served * hopeful + prices.in_slo * (HOPE * hopeful - DELAY * late)) / batch.worth[:, 0]
     return earned
 
 

@@ -166,6 +166,10 @@ class ServeTask:
         steering = Steering(**{k: _tuples(v) for k, v in self.file.steering.items()})
         return Plan(deployment, settings, steering)
 
+    def __reduce__(self) -> tuple[type[ServeTask], tuple[ServeFile]]:
+        """Pickled as its file: a plan holds addresses, which mean nothing in another process."""
+        return ServeTask, (self.file,)
+
     @property
     def duration_s(self) -> float:
         """Length of an episode."""
