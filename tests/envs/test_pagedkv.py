@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 
 import inferencegym.envs
-from inferencegym.decision.paging import COLUMNS, NUMBER, PagingSurface
+from inferencegym.decision.paging import COLUMNS, NUMBER, PagingSurface, action_table
 from inferencegym.engine.paging.rules import FLOOR, Rules
 from inferencegym.engine.paging.traffic import PHASES, offered_load
 from inferencegym.envs.pagedkv import PagedBatch, PagedTask, load
@@ -514,3 +514,11 @@ def test_surface_reads_answers_in_words(hard):
     for answer in ("", "no idea", "3 or 4", '{"action": 99}'):
         with pytest.raises(ConfigError):
             surface.parse(answer)
+
+
+def test_the_page_shows_the_tables_of_the_code(task):
+    page = (Path(__file__).parents[2] / "docs" / "environments" / "pagedkv.md").read_text()
+    assert COLUMNS.table() in page
+    assert action_table() in page
+    for phase, load_ in LOADS[task.name].items():
+        assert f"| {task.name} | {phase} | {load_:.2f} |" in page
