@@ -1,7 +1,8 @@
 """The laws of the engine, numbered, as functions over a running engine or its records. docs/invariants.md says what each one means.
 
 Each returns the list of its violations as sentences (empty: the law holds), so that tests, debugging sessions and a doubtful user can
-call the same check: `check(engine)` runs all that need one state, `check_records(records, workload)` those that need a finished run.
+call the same check: `check(engine)` or `check_arena(arena)` runs all that need one state, `check_records(records, workload)` those that
+need a finished run.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from inferencegym.engine import memory
+from inferencegym.engine.codes import Phase
 from inferencegym.engine.engine import Engine
 from inferencegym.metrics.record import Outcome, Records
 from inferencegym.workload import Workload
@@ -43,7 +45,12 @@ LAWS: tuple[tuple[int, str, str], ...] = (
 
 def check(engine: Engine) -> list[str]:
     """Violations of laws 1, 2, 4 and 6 in an engine's present state."""
-    return [problem for law in _CHECKS for problem in law(engine)]
+    return check_arena(engine.arena)
+
+
+def check_arena(arena: memory.Arena) -> list[str]:
+    """`check` of an engine's bytes: a row of a fleet."""
+    return [problem for law in _CHECKS for problem in law(arena)]
 
 
 def check_records(records: Records, workload: Workload) -> list[str]:
@@ -59,28 +66,29 @@ def check_records(records: Records, workload: Workload) -> list[str]:
     return problems
 
 
-def _parts(engine: Engine) -> tuple[memory.Structured, memory.Structured, memory.Structured]:
-    arena = engine.arena
-    return memory.header_of(arena)[0], memory.part_of(arena, "core"), memory.part_of(arena, "slots")
+def _parts(arena: memory.Arena) -> tuple[memory.Structured, memory.Structured, list[memory.Structured]]:
+    """Header, cores, and each replica's slots that were ever used (what lies beyond is not even zero in a fork)."""
+    core, slots = memory.part_of(arena, "core"), memory.part_of(arena, "slots")
+    return memory.header_of(arena)[0], core, [slots[r][: int(used)] for r, used in enumerate(core["slots_used"])]
 
 
-def _requests_conserved(engine: Engine) -> list[str]:
-    header, core, slots = _parts(engine)
-    live = int((slots["state"] != 0).sum())
+def _requests_conserved(arena: memory.Arena) -> list[str]:
+    header, core, slots = _parts(arena)
+    live = sum(int((mine["state"] != 0).sum()) for mine in slots)
     held = int(core["waiting"].sum() + core["running"].sum() + header["wire_len"])
     problems = []
     if live != held:
         problems.append(f"law 1: {live} live slots, but {held} requests wait, run or travel")
-    padding = int((slots["state"] == 6).sum())  # finished, but still computed (static batching)
+    padding = sum(int((mine["state"] == 6).sum()) for mine in slots)  # finished, but still computed (static batching)
     if int(header["arrived"] - header["ended"]) != held - padding:
         problems.append(f"law 1: {header['arrived']} arrived, {header['ended']} ended, {held - padding} are here")
     return problems
 
 
-def _blocks_conserved(engine: Engine) -> list[str]:
+def _blocks_conserved(arena: memory.Arena) -> list[str]:
     """Held blocks are counted from the requests themselves: shared ones once, the crowd's from their tokens."""
-    header, core, slots = _parts(engine)
-    nodes = memory.part_of(engine.arena, "nodes")
+    header, core, slots = _parts(arena)
+    nodes = memory.part_of(arena, "nodes")
     problems = []
     for r in range(len(core)):
         held = 0
@@ -92,7 +100,8 @@ def _blocks_conserved(engine: Engine) -> list[str]:
                 in_flight = 1 if core["step_end_ps"][r] >= 0 else 0
                 blocks = -(-(tokens + in_flight) // int(header["block_size"]))
             held += blocks - int(slot["shared"])
-        published = int((_live_nodes(core, nodes, r)["refs"] > 0).sum())
+        alive = _live_nodes(core, nodes, r)
+        published = int(((alive["refs"] > 0) & (alive["extent"] == 0)).sum())
         total = held + published + int(core["blank"][r] + core["cached_free"][r])
         if total != int(core["pool_blocks"][r]):
             problems.append(f"law 2: replica {r} accounts for {total} blocks of {core['pool_blocks'][r]}")
@@ -110,8 +119,8 @@ def _live_nodes(core: memory.Structured, nodes: memory.Structured, r: int) -> me
     return used[alive]
 
 
-def _clock(engine: Engine) -> list[str]:
-    header, core, _ = _parts(engine)
+def _clock(arena: memory.Arena) -> list[str]:
+    header, core, _ = _parts(arena)
     problems = []
     for r in range(len(core)):
         end = int(core["step_end_ps"][r])
@@ -122,13 +131,16 @@ def _clock(engine: Engine) -> list[str]:
     return problems
 
 
-def _work_conserving(engine: Engine) -> list[str]:
-    _, core, _ = _parts(engine)
-    return [
-        f"law 6: replica {r} runs {core['running'][r]} requests and has no step in flight"
-        for r in range(len(core))
-        if core["running"][r] > 0 and core["step_end_ps"][r] < 0
-    ]
+def _work_conserving(arena: memory.Arena) -> list[str]:
+    _, core, slots = _parts(arena)
+    problems = []
+    for r in np.flatnonzero(core["step_end_ps"] < 0).tolist():
+        if core["running"][r] > 0:
+            problems.append(f"law 6: replica {r} runs {core['running'][r]} requests and has no step in flight")
+        elif core["waiting"][r] > 0 and not (slots[r]["state"] == Phase.ON_WIRE).any():
+            # Nobody else holds a block, so the head fits, or it never will and is refused.
+            problems.append(f"law 6: {core['waiting'][r]} requests wait for an idle replica {r}")
+    return problems
 
 
 def page() -> str:
@@ -163,7 +175,12 @@ _TESTS: dict[int, str] = {
     9: "a fork run to the end against its original; two engines run in turns against each run alone",
 }
 
-_CHECKS: tuple[Callable[[Engine], list[str]], ...] = (_requests_conserved, _blocks_conserved, _clock, _work_conserving)
+_CHECKS: tuple[Callable[[memory.Arena], list[str]], ...] = (
+    _requests_conserved,
+    _blocks_conserved,
+    _clock,
+    _work_conserving,
+)
 
 if __name__ == "__main__":
     import sys
