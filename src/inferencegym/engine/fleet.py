@@ -22,8 +22,9 @@ from inferencegym.engine.machine import Machine
 from inferencegym.engine.profile import Profile, load_profile
 from inferencegym.engine.settings import EngineSettings
 from inferencegym.engine.state import new_state
+from inferencegym.engine.steer import VARIANT
 from inferencegym.engine.times import TimesHandle, times_of
-from inferencegym.engine.window import BEFORE, DONE, JUDGED, N_SEEN, N_TALLY, STAND, VARIANT, VARIANTS, windows
+from inferencegym.engine.window import BEFORE, DONE, JUDGED, N_SEEN, N_TALLY, STAND, VARIANTS, windows
 from inferencegym.ground.errors import ConfigError
 from inferencegym.ground.units import to_ps
 from inferencegym.workload import Workload
@@ -126,6 +127,7 @@ class Plan:
                 variant["kv_blocks"] = machine.kv_blocks
                 variant["prefill_replicas"] = machine.prefill_replicas
                 variant["weights_gb"] = self._weights_gb(name)
+                variant["watermark"] = settings.watermark
         self.pause_ps = np.array([[self._pause_ps(a, b) for b in range(VARIANTS)] for a in range(VARIANTS)])
         self.most_blocks = max(machine.kv_blocks for machine in self.machines)
         price = steering.price_per_gpu_hour
@@ -200,7 +202,11 @@ class Fleet:
             capacity=self._capacity, most_blocks=plan.most_blocks, may_split=plan.can_split,
         )  # fmt: skip
         # All fleets of a plan refuse the same prompts, whatever the pool.
-        memory.part_of(arena, "core")["max_model_len"] = plan.settings.max_model_len
+        core = memory.part_of(arena, "core")
+        core["max_model_len"] = plan.settings.max_model_len
+        if plan.settings.whole_prompts:
+            # Other weights leave room for longer prompts than this variant can hold.
+            core["max_num_batched_tokens"] = np.maximum(core["max_num_batched_tokens"], core["max_model_len"])
         self._put(row, arena, asking)
         stand = self.stands[row]
         for name in STAND.names or ():

@@ -6,10 +6,13 @@ waits again in order of arrival, with the text it has, and the replicas do nothi
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
 
 from inferencegym.engine.codes import Order, Phase, Role, Victims
 from inferencegym.engine.crowd import has_slot, settle, take_slot
+from inferencegym.engine.ledger import blocks_for
 from inferencegym.engine.memory import (
     GAP_BINS,
     SLOT,
@@ -28,6 +31,17 @@ from inferencegym.engine.router import load
 from inferencegym.engine.wire import copy_request
 from inferencegym.ground.jit import kernel
 
+#: One deployment as it can be steered (`VARIANT`): replicas that prefill, their blocks, step times.
+Variant: TypeAlias = Any
+
+VARIANT = np.dtype(
+    [
+        ("times_at", np.int64), ("kv_blocks", np.int64), ("prefill_replicas", np.int64),
+        ("weights_gb", np.float64), ("watermark", np.float64),
+    ],
+    align=True,
+)  # fmt: skip
+
 _FCFS, _PRIORITY = int(Order.FCFS), int(Order.PRIORITY)
 _LIFO, _RANK = int(Victims.LIFO), int(Victims.RANK)
 _FREE, _WAITING, _RUNNING = int(Phase.FREE), int(Phase.WAITING), int(Phase.RUNNING)
@@ -36,12 +50,13 @@ _BOTH, _PREFILL, _DECODE = int(Role.BOTH), int(Role.PREFILL), int(Role.DECODE)
 
 
 @kernel
-def set_pool(s: State, r: int, kv_blocks: int, fraction: float) -> None:
+def set_pool(s: State, r: int, variant: Variant, fraction: float) -> None:
     """Let replica r use this share of its blocks; a pool below its use pays its debt by preemption in the next plan."""
     core = core_at(s, r)
-    pool = max(1, int(kv_blocks * fraction))
+    pool = max(1, int(variant["kv_blocks"] * fraction))
     core["blank"] += pool - core["pool_blocks"]
     core["pool_blocks"] = pool
+    core["watermark_blocks"] = int(variant["watermark"] * pool)
     core["unseen"] += 1
 
 
@@ -94,8 +109,9 @@ def by_arrival(arrival_ps: Ints, rows: Ints) -> Ints:
 
 
 @kernel
-def restart(s: State, w: Asked, kv_blocks: int, fraction: float, prefill_replicas: int, ready_ps: int) -> None:
-    """All replicas start again with `kv_blocks` blocks and this many prefill replicas; the first plan comes at `ready_ps`, later than now."""
+def restart(s: State, w: Asked, variant: Variant, fraction: float, ready_ps: int) -> None:
+    """All replicas start again as `variant`, with this share of its blocks; the first plan comes at `ready_ps`, later than now."""
+    prefill_replicas = variant["prefill_replicas"]
     total = 0
     for r in range(s["replicas"]):
         total += core_at(s, r)["slots_used"]
@@ -114,11 +130,15 @@ def restart(s: State, w: Asked, kv_blocks: int, fraction: float, prefill_replica
                     settle(s, r, slot)
                 me["preemptions"] += 1
                 core["preemptions"] += 1
+            elif me["state"] == _SWAPPED:
+                core["cpu_free"] += blocks_for(me["computed"], core["block_size"])
             copy_request(kept[n], me)
             arrival_ps[n] = me["arrival_ps"]
             rows[n] = me["row"]
             n += 1
-        _empty(s, r, kv_blocks, fraction, ready_ps)
+        _empty(s, r, ready_ps)
+        set_pool(s, r, variant, fraction)
+        core["unseen"] = 0
         core["role"] = _BOTH
         if prefill_replicas > 0:
             core["role"] = _PREFILL if r < prefill_replicas else _DECODE
@@ -162,7 +182,7 @@ def _new_home(s: State, decoding: bool) -> int:
 
 
 @kernel
-def _empty(s: State, r: int, kv_blocks: int, fraction: float, ready_ps: int) -> None:
+def _empty(s: State, r: int, ready_ps: int) -> None:
     """Replica r holds no request and no KV; a step without tokens runs until `ready_ps`. Totals stay."""
     core = core_at(s, r)
     core["crowd"] = 1
@@ -183,15 +203,12 @@ def _empty(s: State, r: int, kv_blocks: int, fraction: float, ready_ps: int) -> 
     core["wait_head"] = -1
     core["wait_tail"] = -1
     core["free_slot"] = -1
-    pool = max(1, int(kv_blocks * fraction))
-    core["pool_blocks"] = pool
-    core["blank"] = pool
+    core["blank"] = core["pool_blocks"]
     core["cached_free"] = 0
     core["lru_head"] = -1
     core["lru_tail"] = -1
     core["free_node"] = -1
     core["nodes_used"] = 0
-    core["unseen"] = 0
     core["swap_blocks"] = 0
     core["swap_moves"] = 0
     for i in range(core["block_size"]):

@@ -23,7 +23,6 @@ from inferencegym.engine.memory import (
     Structured,
     core_at,
     header_from,
-    open_row_at,
     pointer,
     record_at,
     row_at,
@@ -39,19 +38,13 @@ JUDGED = np.dtype(
     [("ttft_ps", np.int64), ("tpot_ps", np.int64), ("weight", np.float64), ("urgent", np.int64)], align=True
 )
 
-#: One deployment as it can be steered: machines by variant, and what is the same for all rows.
-VARIANT = np.dtype(
-    [("times_at", np.int64), ("kv_blocks", np.int64), ("prefill_replicas", np.int64), ("weights_gb", np.float64)],
-    align=True,
-)
-
 #: One engine of a batch.
 STAND = np.dtype(
     [
         ("arena_at", np.int64), ("asked_at", np.int64), ("judged_at", np.int64),
         ("until_ps", np.int64), ("window_ps", np.int64), ("ready_ps", np.int64),
-        ("variant", np.int64), ("phase", np.int64), ("stop", np.int64), ("next_open", np.int64),
-        ("arrived", np.int64), ("emitted", np.int64), ("preemptions", np.int64), ("evicted", np.int64),
+        ("variant", np.int64), ("phase", np.int64), ("stop", np.int64),
+        ("emitted", np.int64), ("preemptions", np.int64), ("evicted", np.int64),
         ("drafted", np.int64), ("accepted", np.int64), ("finished", np.int64),
     ],
     align=True,
@@ -65,7 +58,7 @@ TALLY = (
 )  # fmt: skip
 N_SEEN, N_TALLY = len(NAMES), len(TALLY)
 
-_FREE, _RUNNING = int(Phase.FREE), int(Phase.RUNNING)
+_FREE, _RUNNING, _ON_WIRE = int(Phase.FREE), int(Phase.RUNNING), int(Phase.ON_WIRE)
 _NEED_SLOTS, _NEED_OUT = int(Stop.NEED_SLOTS), int(Stop.NEED_OUT)
 _PREFILL = int(Role.PREFILL)
 
@@ -92,7 +85,7 @@ def windows(
 ) -> int:
     """One window of every row that is not DONE; how many rows still need room (their phase says WITHIN).
 
-    stands : STAND[n], variants : VARIANT[VARIANTS], pause_ps : int64[VARIANTS, VARIANTS]
+    stands : STAND[n], variants : steer.VARIANT[VARIANTS], pause_ps : int64[VARIANTS, VARIANTS]
     want : float64[n, 6], the knobs to set (NaN: leave); levers : float64[n, 6], those in force, changed in place
     seen : float64[n, N_SEEN], tally : float64[n, N_TALLY], gaps : int64[n, GAP_BINS] at the window's start; all three written
     price : float64[3], US$ an hour for all GPUs, credit for a wholly lent pool (share of that price), bytes of a KV block
@@ -151,13 +144,13 @@ def _turn(
         ready_ps = max(now_ps, 0) + max(pause_ps[stand["variant"], variant], 1)
         if stand["ready_ps"] > ready_ps:
             ready_ps = stand["ready_ps"]
-        restart(s, w, variants[variant]["kv_blocks"], levers[1], variants[variant]["prefill_replicas"], ready_ps)
+        restart(s, w, variants[variant], levers[1], ready_ps)
         stand["ready_ps"] = ready_ps
         stand["variant"] = variant
         tally[9] = 1.0
     elif moved:
         for r in range(replicas):
-            set_pool(s, r, variants[variant]["kv_blocks"], levers[1])
+            set_pool(s, r, variants[variant], levers[1])
 
 
 @kernel
@@ -175,13 +168,14 @@ def _measure(
     """Fill a row's SEEN and TALLY from the engine's state and the records of the window."""
     until_ps = stand["until_ps"]
     start_ps = until_ps - stand["window_ps"]
+    opens_ps = start_ps + 1 if start_ps > 0 else 0  # what happens at a window's end belongs to it
     span_s = stand["window_ps"] / 1e12
     replicas = s["replicas"]
     running = 0
     waiting = 0
     pool = 0
     held = 0
-    totals = np.zeros(7, np.int64)
+    totals = np.zeros(5, np.int64)
     live = 0
     for r in range(replicas):
         core = core_at(s, r)
@@ -189,14 +183,15 @@ def _measure(
         waiting += core["waiting"]
         pool += core["pool_blocks"]
         held += core["pool_blocks"] - core["blank"] - core["cached_free"]
-        totals[0] += core["arrived"]
-        totals[1] += core["emitted_tokens"]
-        totals[2] += core["preemptions"]
-        totals[3] += core["evicted_blocks"]
-        totals[4] += core["drafted"]
-        totals[5] += core["accepted"]
+        totals[0] += core["emitted_tokens"]
+        totals[1] += core["preemptions"]
+        totals[2] += core["evicted_blocks"]
+        totals[3] += core["drafted"]
+        totals[4] += core["accepted"]
         live += core["slots_used"]
-    # First tokens of the window, overdue requests, the queue.
+    # Arrivals and first tokens of the window, overdue requests, the queue. Whoever came is here still or has just ended.
+    arrivals = 0
+    prompts = 0
     ttft = np.empty(live + s["out_len"], np.float64)
     n = 0
     met = np.zeros(2)
@@ -214,7 +209,10 @@ def _measure(
                 continue
             judged = _judged_at(stand["judged_at"], np.int64(me["row"]))
             urgent = judged["urgent"]
-            if me["state"] != _RUNNING:
+            if me["arrival_ps"] >= opens_ps:
+                arrivals += 1
+                prompts += me["prompt"]
+            if me["state"] != _RUNNING and me["state"] != _ON_WIRE:
                 urgent_waiting += urgent
                 waiting_tokens += me["prompt"]
                 oldest_ps = min(oldest_ps, me["arrival_ps"])
@@ -245,6 +243,9 @@ def _measure(
     output = 0
     for k in range(s["out_len"]):
         record = record_at(s, k)
+        if record["arrival_ps"] >= opens_ps:
+            arrivals += 1
+            prompts += row_at(w, record["row"])["prompt"]
         judged = _judged_at(stand["judged_at"], np.int64(record["row"]))
         urgent = judged["urgent"]
         if record["outcome"] != 0:
@@ -264,12 +265,8 @@ def _measure(
         if in_time and record["finish_ps"] - record["first_ps"] <= judged["tpot_ps"] * max(record["output"] - 1, 1):
             good += 1
             met_weight += judged["weight"]
-    prompts = 0
-    arrivals = s["next_open"] - stand["next_open"]
-    for k in range(stand["next_open"], s["next_open"]):
-        prompts += row_at(w, open_row_at(w, k)["row"])["prompt"]
-    emitted = totals[1] - stand["emitted"]
-    drafted = totals[4] - stand["drafted"]
+    emitted = totals[0] - stand["emitted"]
+    drafted = totals[3] - stand["drafted"]
 
     seen[_QUEUE] = waiting
     seen[_ACTIVE] = running
@@ -285,10 +282,10 @@ def _measure(
     seen[_GB] = variants[stand["variant"]]["weights_gb"] + max(held, 0) * price[2] / 1e9
     cost = price[0] / 3600.0 * span_s * (1.0 - price[1] * (1.0 - levers[1]))
     seen[_COST] = 1000.0 * cost / emitted if emitted > 0 else np.nan
-    seen[_RPS] = (totals[0] - stand["arrived"]) / span_s
-    seen[_ACCEPT] = (totals[5] - stand["accepted"]) / drafted if drafted > 0 else np.nan
-    seen[_EVICTED] = totals[3] - stand["evicted"]
-    seen[_PREEMPTED] = totals[2] - stand["preemptions"]
+    seen[_RPS] = arrivals / span_s
+    seen[_ACCEPT] = (totals[4] - stand["accepted"]) / drafted if drafted > 0 else np.nan
+    seen[_EVICTED] = totals[2] - stand["evicted"]
+    seen[_PREEMPTED] = totals[1] - stand["preemptions"]
     seen[_GOODPUT] = good / span_s
     seen[_OLDEST] = (until_ps - oldest_ps) / 1e9
     seen[_WAITING_TOKENS] = waiting_tokens
@@ -305,20 +302,18 @@ def _measure(
     tally[2] = served_weight
     tally[3] = met_weight
     tally[4] = emitted
-    tally[5] = totals[2] - stand["preemptions"]
+    tally[5] = totals[1] - stand["preemptions"]
     tally[6] = refused
     tally[7] = good
     tally[8] = overdue_weight
     tally[10] = hopeful_weight
     tally[11] = late_weight
 
-    stand["next_open"] = s["next_open"]
-    stand["arrived"] = totals[0]
-    stand["emitted"] = totals[1]
-    stand["preemptions"] = totals[2]
-    stand["evicted"] = totals[3]
-    stand["drafted"] = totals[4]
-    stand["accepted"] = totals[5]
+    stand["emitted"] = totals[0]
+    stand["preemptions"] = totals[1]
+    stand["evicted"] = totals[2]
+    stand["drafted"] = totals[3]
+    stand["accepted"] = totals[4]
     stand["finished"] += finished
 
 
