@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# The tests also train a little, so they need the learners (a CPU build of torch: about a minute and 900 MB).
+TESTS := .venv/.ready-tests
 
 .PHONY: help demo test check format bench docs clean
 
@@ -19,10 +21,10 @@ demo: $(READY)
 	$(BIN)/inferencegym simulate --trace azure-conversation --duration 3600 --rate 22 --model llama-3.1-8b --gpu h100 \
 		--set engine.max_num_seqs=64,256 --set engine.max_num_batched_tokens=2048,8192 --report out/demo.html
 
-test: $(READY)
+test: $(TESTS)
 	$(BIN)/pytest -q
 
-check: $(READY)
+check: $(TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -51,3 +53,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+
+$(TESTS): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train]'
+	@touch $(TESTS)
