@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from inferencegym.engine.codes import Order, Phase, Role, Victims
-from inferencegym.engine.crowd import has_slot, settle, take_slot
+from inferencegym.engine.crowd import settle, take_slot
 from inferencegym.engine.ledger import blocks_for
 from inferencegym.engine.memory import (
     GAP_BINS,
@@ -110,7 +110,7 @@ def by_arrival(arrival_ps: Ints, rows: Ints) -> Ints:
 
 @kernel
 def restart(s: State, w: Asked, variant: Variant, fraction: float, ready_ps: int) -> None:
-    """All replicas start again as `variant`, with this share of its blocks; the first plan comes at `ready_ps`, later than now."""
+    """All replicas start again as `variant`, with this share of its blocks; the first plan comes at `ready_ps`, later than now. There is room."""
     prefill_replicas = variant["prefill_replicas"]
     total = 0
     for r in range(s["replicas"]):
@@ -145,7 +145,7 @@ def restart(s: State, w: Asked, variant: Variant, fraction: float, ready_ps: int
     s["prefill_replicas"] = prefill_replicas
     s["wire_len"] = 0
     for i in by_arrival(arrival_ps[:n], rows[:n]):
-        r = _new_home(s, kept[i]["generated"] > 0)
+        r = _new_home(s, kept[i]["first_ps"] >= 0)
         slot = take_slot(s, r)
         me = slot_at(s, r, slot)
         copy_request(me, kept[i])
@@ -160,8 +160,27 @@ def restart(s: State, w: Asked, variant: Variant, fraction: float, ready_ps: int
 
 
 @kernel
+def room_to_restart(s: State, prefill_replicas: int) -> bool:
+    """Whether the tables of both pools can take the requests that would belong to them."""
+    if prefill_replicas == 0:
+        return True
+    decoding = 0
+    fresh = 0
+    for r in range(s["replicas"]):
+        for slot in range(core_at(s, r)["slots_used"]):
+            me = slot_at(s, r, slot)
+            if me["state"] != _FREE:
+                if me["first_ps"] >= 0:
+                    decoding += 1
+                else:
+                    fresh += 1
+    capacity = s["capacity"]
+    return fresh <= prefill_replicas * capacity and decoding <= (s["replicas"] - prefill_replicas) * capacity
+
+
+@kernel
 def _new_home(s: State, decoding: bool) -> int:
-    """The least loaded replica of the pool a request belongs to, or of all if that pool's tables are full."""
+    """The least loaded replica of the pool a request belongs to."""
     first = 0
     last = s["replicas"]
     if s["prefill_replicas"] > 0:
@@ -169,14 +188,9 @@ def _new_home(s: State, decoding: bool) -> int:
             first = s["prefill_replicas"]
         else:
             last = s["prefill_replicas"]
-    best = -1
-    for r in range(first, last):
-        if has_slot(s, r) and (best < 0 or load(s, r) < load(s, best)):
-            best = r
-    if best >= 0:
-        return best
-    for r in range(s["replicas"]):
-        if has_slot(s, r) and (best < 0 or load(s, r) < load(s, best)):
+    best = first
+    for r in range(first + 1, last):
+        if load(s, r) < load(s, best):
             best = r
     return best
 

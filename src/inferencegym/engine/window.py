@@ -28,7 +28,7 @@ from inferencegym.engine.memory import (
     row_at,
     slot_at,
 )
-from inferencegym.engine.steer import gaps_now, restart, set_drafts, set_order, set_pool, set_seats
+from inferencegym.engine.steer import gaps_now, restart, room_to_restart, set_drafts, set_order, set_pool, set_seats
 from inferencegym.ground.jit import kernel
 
 VARIANTS = 6  # weight format (3) x split (2)
@@ -49,7 +49,7 @@ STAND = np.dtype(
     ],
     align=True,
 )  # fmt: skip
-#: `phase` of a STAND: knobs not turned yet; stopped in the middle for want of room; done.
+#: `phase` of a STAND: knobs not turned yet; under way, but stopped for want of room; done.
 BEFORE, WITHIN, DONE = 0, 1, 2
 
 TALLY = (
@@ -83,7 +83,7 @@ def windows(
     gaps: Ints,
     price: Floats,
 ) -> int:
-    """One window of every row that is not DONE; how many rows still need room (their phase says WITHIN).
+    """One window of every row that is not DONE; how many rows still need room (their `stop` says which).
 
     stands : STAND[n], variants : steer.VARIANT[VARIANTS], pause_ps : int64[VARIANTS, VARIANTS]
     want : float64[n, 6], the knobs to set (NaN: leave); levers : float64[n, 6], those in force, changed in place
@@ -98,6 +98,11 @@ def windows(
         s = header_from(stand["arena_at"])
         w = _asked_at(stand["asked_at"], np.int64(0))
         if stand["phase"] == BEFORE:
+            variant = _wanted(stand["variant"], want[i])
+            if variant != stand["variant"] and not room_to_restart(s, variants[variant]["prefill_replicas"]):
+                stand["stop"] = _NEED_SLOTS
+                short += 1
+                continue
             tally[i, :] = 0.0
             _turn(s, w, stand, variants, pause_ps, want[i], levers[i], tally[i])
             s["out_len"] = 0
@@ -111,6 +116,14 @@ def windows(
         _measure(s, w, stand, variants, levers[i], seen[i], tally[i], gaps[i], price)
         stand["phase"] = DONE
     return short
+
+
+@kernel
+def _wanted(variant: int, want: Floats) -> int:
+    """The variant that the knobs ask for, coming from this one."""
+    tier = int(want[3]) if want[3] == want[3] else variant // 2
+    split = int(want[4]) if want[4] == want[4] else variant % 2
+    return 2 * tier + split
 
 
 @kernel
@@ -135,7 +148,7 @@ def _turn(
     for j in (3, 4):
         if want[j] == want[j]:
             levers[j] = want[j]
-    variant = 2 * int(levers[3]) + int(levers[4])
+    variant = _wanted(stand["variant"], want)
     moved = want[1] == want[1] and want[1] != levers[1]
     if moved:
         levers[1] = want[1]
