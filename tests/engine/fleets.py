@@ -69,7 +69,9 @@ def levers(**knobs: object) -> np.ndarray:
     return Knobs(**{**plain, **knobs}).levers()
 
 
-def any_levers(rng: np.random.Generator, n: int, fixed: dict[str, float] | None = None, share: float = 1.0) -> np.ndarray:
+def any_levers(
+    rng: np.random.Generator, n: int, fixed: dict[str, float] | None = None, share: float = 1.0
+) -> np.ndarray:
     """Random settings from the grid, float64[n, 6]; each knob is set with probability `share` and else left alone (NaN)."""
     drawn = np.stack([rng.choice(np.array(values), n) for values in GRID.values()], axis=1)
     drawn[rng.random(drawn.shape) > share] = np.nan
