@@ -16,7 +16,7 @@ from gymnasium import spaces
 
 from inferencegym.decision.columns import Float32s, Floats, Masks
 from inferencegym.decision.knobs import COLUMNS, GRID, LEVERS, OFFSETS, QUANTIZATION_TIERS, RANGES, Knobs
-from inferencegym.envs.env import PlantEnv
+from inferencegym.envs.env import PlantEnv, as_array
 from inferencegym.ground.errors import ConfigError, UnknownNameError
 
 Ints = npt.NDArray[np.int64]
@@ -176,8 +176,8 @@ class BoxKnobs:
 
     def levers(self, actions: npt.NDArray[Any], observations: Float32s) -> Floats:
         """The rounded values."""
-        x = np.asarray(actions, dtype=np.float64)
-        if x.shape != (len(observations), 6) or not (np.abs(x) <= 1.0).all():
+        x = np.asarray(actions)
+        if x.dtype.kind not in "iuf" or x.shape != (len(observations), 6) or not (np.abs(x) <= 1.0).all():
             raise ConfigError("action", "is not six numbers in range", allowed="-1..1, not NaN")
         u = (x + 1.0) / 2.0
         return np.stack(
@@ -237,7 +237,7 @@ class EncodedAction(gym.Wrapper[Float32s, Any, Float32s, Any], gym.utils.RecordC
 
     def step(self, action: Any) -> tuple[Float32s, Any, bool, bool, dict[str, Any]]:
         """As the environment's, with an encoded action."""
-        levers = self.encoding.levers(np.asarray(action)[None], self._seen)[0]
+        levers = self.encoding.levers(as_array(action)[None], self._seen)[0]
         # NaN leaves a knob as it is, which six numbers cannot say.
         command = Knobs.of(levers) if np.isnan(levers).any() else levers
         observation, reward, terminated, truncated, info = self.env.step(command)

@@ -78,9 +78,44 @@ def outcome_info(outcome: Outcome) -> dict[str, Any]:
     return {"value": outcome.value, "parts": dict(outcome.parts), "facts": dict(outcome.facts)}
 
 
-def find_task(task: str | Path | Task) -> Task:
-    """A task by name, by file, or as it is."""
-    return catalogue.task(task) if isinstance(task, str | Path) else task
+def find_task(task: str | Path | Task, family: str = "") -> Task:
+    """A task by name, by file, or as it is; `family`: the only one to take."""
+    found = catalogue.task(task) if isinstance(task, str | Path) else task
+    if not hasattr(found, "batch"):
+        raise ConfigError("task", f"{task!r} is none", allowed="a name, a TOML file or a Task")
+    if family and found.family != family:
+        known = catalogue.task_names(family)
+        raise ConfigError("task", f"'{found.name}' is a task of {found.family}", allowed=", ".join(known))
+    return found
+
+
+def check_draw(split: Any, scenarios: Any) -> None:
+    """An error unless there is such a split, with so many scenarios."""
+    if not isinstance(split, str) or split not in SPLITS:
+        raise UnknownNameError("split", str(split), tuple(SPLITS))
+    if not isinstance(scenarios, int | np.integer) or not 1 <= scenarios <= SPLIT_SIZE:
+        raise ConfigError("scenarios", f"{scenarios!r} is no whole number in range", allowed=f"1..{SPLIT_SIZE}")
+
+
+def wanted(options: Mapping[str, Any] | None, split: str) -> tuple[str, Any]:
+    """(split, scenario as it was given) of `reset`'s options."""
+    options = options or {}
+    if not isinstance(options, Mapping):
+        raise ConfigError("options", f"{options!r} is no mapping", allowed="scenario, split")
+    unknown = sorted(map(str, set(options) - {"scenario", "split"}))
+    if unknown:
+        raise ConfigError("options", f"there is no '{unknown[0]}'", allowed="scenario, split")
+    split = options.get("split", split)
+    check_draw(split, 1)
+    return split, options.get("scenario")
+
+
+def as_array(action: Any, name: str = "action", allowed: str = "numbers") -> npt.NDArray[Any]:
+    """What a caller gave as an array; an error if it is a crooked list."""
+    try:
+        return np.asarray(action)
+    except ValueError:
+        raise ConfigError(name, f"{action!r} is no array", allowed=allowed) from None
 
 
 class PlantEnv(gym.Env[Float32s, Any]):
@@ -99,17 +134,11 @@ class PlantEnv(gym.Env[Float32s, Any]):
         render_mode: str | None = None,
     ) -> None:
         """`task`: a name, a TOML file or a Task; `split`: train, validation or test; `scenarios`: how many of the split's to draw from."""
-        if split not in SPLITS:
-            raise UnknownNameError("split", split, tuple(SPLITS))
-        if not 1 <= scenarios <= SPLIT_SIZE:
-            raise ConfigError("scenarios", f"{scenarios} is out of range", allowed=f"1..{SPLIT_SIZE}")
+        check_draw(split, scenarios)
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise UnknownNameError("render mode", render_mode, RENDER_MODES)
         self._given: str | Path | Task = task
-        self.task = find_task(task)
-        if self.family and self.task.family != self.family:
-            known = catalogue.task_names(self.family)
-            raise ConfigError("task", f"'{self.task.name}' is a task of {self.task.family}", allowed=", ".join(known))
+        self.task = find_task(task, self.family)
         self.split, self.scenarios, self.render_mode = split, scenarios, render_mode
         self.observation_space = observation_space(self.task)
         self.action_space = action_space(self.task)
@@ -127,8 +156,8 @@ class PlantEnv(gym.Env[Float32s, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Float32s, dict[str, Any]]:
         """Begin an episode. `options`: `scenario` (index within the split) and `split`; else the scenario is drawn, so that `seed` fixes all that follow."""
-        super().reset(seed=seed)
         split, index = self._wanted(options)
+        super().reset(seed=seed)
         if index is None:
             index = int(self.np_random.integers(self.scenarios))
         self._start(split, index)
@@ -146,9 +175,9 @@ class PlantEnv(gym.Env[Float32s, Any]):
             except TypeError:
                 dense = -1
             if not 0 <= dense < self._choices:
-                dense = self.task.surface.dense(action)
+                dense = self._dense(action)
         else:
-            dense = self.task.surface.dense(action)
+            dense = self._dense(action)
         reward = self._advance(dense)
         terminated, truncated = self._terminated.item(0), self._truncated.item(0)
         info = {"action_mask": self._mask.copy(), "reward_terms": Terms(self._names, self._terms.copy())}
@@ -181,6 +210,8 @@ class PlantEnv(gym.Env[Float32s, Any]):
         """Independent copies of the running episode, which go on into the same future: for planners and for study, not for policies."""
         if self._batch is None:
             raise _not_live(True)
+        if copies < 1:
+            raise ConfigError("copies", f"{copies}", allowed="1 or more")
         return self._batch.branch(0, copies)
 
     @property
@@ -202,11 +233,7 @@ class PlantEnv(gym.Env[Float32s, Any]):
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _wanted(self, options: Mapping[str, Any] | None) -> tuple[str, int | None]:
-        options = options or {}
-        unknown = sorted(set(options) - {"scenario", "split"})
-        if unknown:
-            raise ConfigError("options", f"there is no '{unknown[0]}'", allowed="scenario, split")
-        split, index = options.get("split", self.split), options.get("scenario")
+        split, index = wanted(options, self.split)
         if index is not None:
             try:
                 index = whole(index)
@@ -216,6 +243,15 @@ class PlantEnv(gym.Env[Float32s, Any]):
                 ) from None
         scenario(split, index or 0)
         return split, index
+
+    def _dense(self, action: Any) -> Any:
+        """What the surface makes of an action; it names what it knows of, and what no array can hold is named here."""
+        try:
+            return self.task.surface.dense(action)
+        except ConfigError:
+            raise
+        except (TypeError, ValueError):
+            raise ConfigError("action", f"{action!r} cannot be read", allowed=str(self.action_space)) from None
 
     def _start(self, split: str, index: int) -> None:
         number = scenario(split, index)

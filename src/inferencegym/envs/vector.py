@@ -7,6 +7,7 @@ Autoreset is SAME_STEP: the step that ends a row's episode already returns the n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index as whole
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,9 +22,9 @@ from inferencegym.decision.columns import Float32s, Masks
 from inferencegym.decision.knobs import check_levers
 from inferencegym.envs.batch import Batch, Task
 from inferencegym.envs.encodings import Encoding, find_encoding
-from inferencegym.envs.env import find_task, observation_space, outcome_info
-from inferencegym.envs.splits import SPLIT_SIZE, SPLITS, scenario
-from inferencegym.ground.errors import ConfigError, UnknownNameError
+from inferencegym.envs.env import as_array, check_draw, find_task, observation_space, outcome_info, wanted
+from inferencegym.envs.splits import SPLIT_SIZE, scenario
+from inferencegym.ground.errors import ConfigError
 
 Bools = npt.NDArray[np.bool_]
 
@@ -46,19 +47,14 @@ class PlantVectorEnv(VectorEnv[Float32s, npt.NDArray[Any], npt.NDArray[Any]]):
         render_mode: str | None = None,
     ) -> None:
         """`encoding`: how knobs are written (PagedKV has one way only); the other arguments as a single environment's. Nothing is rendered here."""
-        if num_envs < 1:
-            raise ConfigError("num_envs", f"{num_envs}", allowed="1 or more")
-        if split not in SPLITS:
-            raise UnknownNameError("split", split, tuple(SPLITS))
+        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ConfigError("num_envs", f"{num_envs!r}", allowed="a whole number, 1 or more")
+        check_draw(split, scenarios)
         if render_mode is not None:
             raise ConfigError(
                 "render_mode", "a vector environment is not rendered", allowed="None; render a single one"
             )
-        self.task = find_task(task)
-        if self.family and self.task.family != self.family:
-            raise ConfigError(
-                "task", f"'{self.task.name}' is a task of {self.task.family}", allowed=f"a task of {self.family}"
-            )
+        self.task = find_task(task, self.family)
         self.num_envs, self.split, self.scenarios, self.render_mode = num_envs, split, scenarios, None
         self.encoding: Encoding | None = find_encoding(encoding) if self.task.surface.name == "knobs" else None
         self.single_observation_space = observation_space(self.task)
@@ -81,18 +77,11 @@ class PlantVectorEnv(VectorEnv[Float32s, npt.NDArray[Any], npt.NDArray[Any]]):
     ) -> tuple[Float32s, dict[str, Any]]:
         """Begin an episode in every row. `seed`: row i gets seed + i; or one for each row. `options`: `split`, and `scenario` (an index, or one for each row)."""
         split, indices = self._wanted(options)
-        seeds: Sequence[int | None]
-        if seed is None or isinstance(seed, int | np.integer):
-            seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        else:
-            seeds = seed
-        if len(seeds) != self.num_envs:
-            raise ConfigError(
-                "seed", f"{len(seeds)} seeds for {self.num_envs} rows", allowed="one number, or one for each row"
-            )
-        for i, one in enumerate(seeds):
-            if one is not None or self._rngs[i] is None:
-                self._rngs[i] = seeding.np_random(one)[0]
+        # All rows' chance first: a wrong seed must not leave half of them changed.
+        self._rngs = [
+            seeding.np_random(one)[0] if one is not None or rng is None else rng
+            for one, rng in zip(self._seeds(seed), self._rngs, strict=True)
+        ]
         if self._batch is None:
             self._batch = self.task.batch(self.num_envs)
         for i in range(self.num_envs):
@@ -110,7 +99,7 @@ class PlantVectorEnv(VectorEnv[Float32s, npt.NDArray[Any], npt.NDArray[Any]]):
         batch = self._batch
         if batch is None:
             raise ConfigError("env", "the environment was never reset", allowed="call reset() first")
-        batch.actions[:] = self._dense(np.asarray(actions), batch)
+        batch.actions[:] = self._dense(as_array(actions, "actions"), batch)
         batch.step()
         rewards, terminated, truncated = batch.rewards.copy(), batch.terminated.copy(), batch.truncated.copy()
         terms = batch.terms.copy()
@@ -149,21 +138,24 @@ class PlantVectorEnv(VectorEnv[Float32s, npt.NDArray[Any], npt.NDArray[Any]]):
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _wanted(self, options: dict[str, Any] | None) -> tuple[str, npt.NDArray[np.int64] | None]:
-        options = options or {}
-        unknown = sorted(set(options) - {"scenario", "split"})
-        if unknown:
-            raise ConfigError("options", f"there is no '{unknown[0]}'", allowed="scenario, split")
-        split, given = options.get("split", self.split), options.get("scenario")
+        split, given = wanted(options, self.split)
         if given is None:
-            scenario(split, 0)
             return split, None
-        array = np.asarray(given)
+        array = as_array(given, "scenario", f"an index, or {self.num_envs} of them")
         if array.dtype.kind not in "iu" or array.shape not in ((), (self.num_envs,)):
             raise ConfigError("scenario", f"{given!r}", allowed=f"an index, or {self.num_envs} of them")
         indices = np.broadcast_to(array.astype(np.int64), (self.num_envs,))
         for one in indices.tolist():
             scenario(split, one)
         return split, indices
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+        """One for each row."""
+        if seed is None or isinstance(seed, int | np.integer):
+            return [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        if not isinstance(seed, Sequence | np.ndarray) or len(seed) != self.num_envs:
+            raise ConfigError("seed", f"{seed!r}", allowed=f"one number, or {self.num_envs}, one for each row")
+        return [None if one is None else whole(one) if hasattr(one, "__index__") else one for one in seed]
 
     def _begin(self, row: int, split: str, index: int | None) -> None:
         rng = self._rngs[row]
