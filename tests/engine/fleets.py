@@ -103,3 +103,35 @@ def live(fleet: Fleet, row: int = 0) -> memory.Structured:
 def gap_counts(fleet: Fleet, row: int = 0) -> np.ndarray:
     """int64[bins]: gaps counted so far over all replicas."""
     return memory.part_of(fleet.arena(row), "gaps")["count"].sum(axis=0)
+
+
+def windows_of(rng: np.random.Generator, count: int) -> list[int]:
+    """Lengths of windows, ps: none a multiple of another."""
+    return [int(x) for x in rng.integers(20_000_000_000, 900_000_000_000, count)]
+
+
+def play(fleet: Fleet, rng: np.random.Generator, count: int, **how: Any) -> list[np.ndarray]:
+    """Step random windows with random knobs; the records of row 0, window by window."""
+    ended = []
+    for window_ps in windows_of(rng, count):
+        fleet.want[:] = any_levers(rng, fleet.n, **how)
+        fleet.step(window_ps)
+        ended.append(fleet.records(0).copy())
+    return ended
+
+
+def drain(fleet: Fleet) -> list[np.ndarray]:
+    """Step on with plain knobs until all have ended; the records of row 0."""
+    ended = []
+    for _ in range(200):
+        if int(fleet.header(0)["ended"][0]) == len(fleet.asking(0).workload):
+            return ended
+        fleet.want[:] = levers()
+        fleet.step(SECOND_PS)
+        ended.append(fleet.records(0).copy())
+    raise AssertionError(f"{fleet.header(0)['ended']} of {len(fleet.asking(0).workload)} have ended")
+
+
+def ps(seconds: np.ndarray) -> np.ndarray:
+    """Seconds of `Records` back to whole picoseconds; -1 where there is no time."""
+    return np.where(np.isnan(seconds), -1, np.rint(np.nan_to_num(seconds) * 1e12)).astype(np.int64)
