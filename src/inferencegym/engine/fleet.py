@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields
 import numpy as np
 
 from inferencegym.decision.columns import Floats
-from inferencegym.decision.knobs import QUANTIZATION_TIERS, check_levers
+from inferencegym.decision.knobs import LEVERS, QUANTIZATION_TIERS, check_levers
 from inferencegym.decision.snapshot import NAMES, Snapshot
 from inferencegym.engine import memory
 from inferencegym.engine.asked import Question, ask
@@ -31,6 +31,8 @@ from inferencegym.workload import Workload
 
 #: The weight format behind each tier of the knob.
 FORMATS = {"FP16": "bf16", "INT8": "int8", "INT4": "int4"}
+#: Why a split may be refused.
+NEEDS_TWO = "needs at least two replicas"
 #: Share of PCIe's peak that a copy of weights from pinned memory reaches (assumed, as for swaps).
 LOAD_SHARE = 0.8
 
@@ -151,6 +153,15 @@ class Plan:
             )
         return blocks
 
+    def check_start(self, levers: Floats) -> None:
+        """ConfigError if a deployment cannot start with these knobs: all six must be set, and possible."""
+        check_levers(levers)
+        if np.isnan(levers).any():
+            name = LEVERS[int(np.argmax(np.isnan(levers)))]
+            raise ConfigError(name, "is not set", allowed="all six knobs at the start")
+        if levers[LEVERS.index("prefill_decode_split")] and not self.can_split:
+            raise ConfigError("prefill_decode_split", NEEDS_TWO, allowed="false")
+
     def _weights_gb(self, tier: str) -> float:
         d = self.deployment
         names = self.steering.resident if tier in self.steering.resident else (tier,)
@@ -190,8 +201,8 @@ class Fleet:
 
     def start(self, row: int, asking: Asking, levers: Floats, seed: int) -> None:
         """Put a fresh deployment with these knobs (float64[6]) before a workload's first request."""
-        check_levers(levers)
         plan = self.plan
+        plan.check_start(levers)
         variant = 2 * int(levers[3]) + int(levers[4])
         settings = plan.settings.with_(
             max_num_seqs=int(levers[0]), kv_budget_fraction=float(levers[1]), speculation_depth=int(levers[2]),

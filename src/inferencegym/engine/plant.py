@@ -10,7 +10,7 @@ import numpy as np
 from inferencegym.decision.knobs import LEVERS, Applied, Knobs
 from inferencegym.decision.snapshot import Snapshot
 from inferencegym.engine import memory
-from inferencegym.engine.fleet import Asking, Fleet, Plan
+from inferencegym.engine.fleet import NEEDS_TWO, Asking, Fleet, Plan
 from inferencegym.ground.units import to_ps
 
 
@@ -38,7 +38,7 @@ class EnginePlant:
         levers = command.levers()
         split = LEVERS.index("prefill_decode_split")
         if levers[split] == 1.0 and not self.fleet.plan.can_split:
-            refused["prefill_decode_split"] = "needs at least two replicas"
+            refused["prefill_decode_split"] = NEEDS_TWO
             levers[split] = np.nan
         given = ~np.isnan(levers)
         self.fleet.want[0, given] = levers[given]
