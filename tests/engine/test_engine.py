@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from inferencegym import Deployment, EngineSettings, Workload, simulate
-from inferencegym.decision.knobs import Knobs
 from inferencegym.engine.engine import Engine
-from inferencegym.engine.plant import EnginePlant
 from inferencegym.ground.errors import ConfigError, InputError
 from inferencegym.metrics.record import Outcome, concat
 
@@ -140,17 +138,3 @@ def test_first_token_keeps_its_time_and_gaps_count_the_preemption() -> None:
     assert crowded.itl.count == int(crowded.records.output_tokens.sum()) - len(crowded.records)
     spans = crowded.records.finish_s - crowded.records.first_token_s
     assert crowded.itl.sum_ps / 1e12 == pytest.approx(spans.sum(), rel=1e-9)
-
-
-def test_a_plant_accepts_what_it_can_and_refuses_the_rest_aloud() -> None:
-    plant = EnginePlant(engine())
-    plant.run_window(2.0)
-    snapshot = plant.snapshot()
-    assert snapshot.now_s == 2.0
-    assert snapshot.output_tps > 0
-    assert snapshot.arrival_rps == pytest.approx(20.0, rel=0.5)
-    applied = plant.apply(Knobs(batch_cap=4, quantization_tier="INT8", priority_routing=True))
-    assert applied.accepted == {"batch_cap": 4, "priority_routing": True}
-    assert "restart" in applied.refused["quantization_tier"]
-    with pytest.raises(ConfigError, match=r"1\.\.512"):
-        Knobs(batch_cap=1000)
