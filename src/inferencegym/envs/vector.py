@@ -153,8 +153,11 @@ class PlantVectorEnv(VectorEnv[Float32s, npt.NDArray[Any], npt.NDArray[Any]]):
         """One for each row."""
         if seed is None or isinstance(seed, int | np.integer):
             return [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        if not isinstance(seed, Sequence | np.ndarray) or len(seed) != self.num_envs:
-            raise ConfigError("seed", f"{seed!r}", allowed=f"one number, or {self.num_envs}, one for each row")
+        allowed = "one number, or one for each row"
+        if not isinstance(seed, Sequence | np.ndarray):
+            raise ConfigError("seed", f"{seed!r}", allowed=allowed)
+        if len(seed) != self.num_envs:
+            raise ConfigError("seed", f"{len(seed)} seeds for {self.num_envs} rows", allowed=allowed)
         return [None if one is None else whole(one) if hasattr(one, "__index__") else one for one in seed]
 
     def _begin(self, row: int, split: str, index: int | None) -> None:
