@@ -1,27 +1,77 @@
-"""The command `inferencegym`: one verb a file, errors as one clear line, exit code 1 for what the user can mend."""
+"""The command `inferencegym`: one verb a file, errors as one clear line, exit code 1 for what the user can mend.
+
+A verb's file is imported when the verb is called: the help and the version need no engine.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from functools import cached_property
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
 import inferencegym
-from inferencegym.cli.evaluate import evaluate
-from inferencegym.cli.replay import replay
-from inferencegym.cli.simulate import simulate
-from inferencegym.cli.traces import app as traces
 from inferencegym.ground.errors import InferenceGymError
 
+#: Verb -> (what it does, as the help says; where it is).
+VERBS = {
+    "simulate": (
+        "Run a trace through an engine and show what users would have felt, and what it costs.",
+        "inferencegym.cli.simulate:simulate",
+    ),
+    "evaluate": (
+        "Compare policies on tasks, with intervals, beside the best configuration that never changes.",
+        "inferencegym.cli.evaluate:evaluate",
+    ),
+    "replay": (
+        "Show a record of an episode; with --verify, play it again and grade what comes out.",
+        "inferencegym.cli.replay:replay",
+    ),
+    "traces": ("Workloads: list, describe, fetch, fit.", "inferencegym.cli.traces:app"),
+}
+
+
+class Verb(TyperCommand):
+    """A verb that is imported when it is called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, help=VERBS[name][0])
+
+    @cached_property
+    def real(self) -> Any:
+        """The command itself."""
+        module, _, attribute = VERBS[str(self.name)][1].partition(":")
+        found = getattr(import_module(module), attribute)
+        if not isinstance(found, typer.Typer):
+            function, found = found, typer.Typer(add_completion=False)
+            found.command(self.name)(function)
+        command = typer.main.get_command(found)
+        command.name, command.help = self.name, command.help or self.help
+        return command
+
+    def make_context(self, *arguments: Any, **named: Any) -> Any:
+        """The command's own context, which runs the command."""
+        return self.real.make_context(*arguments, **named)
+
+
+class Verbs(TyperGroup):
+    """All verbs, none of them imported."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.commands = {name: Verb(name) for name in VERBS}
+
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Learn, test and run serving policies for large language models."
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Learn, test and run serving policies for large language models.",
 )
-app.command()(simulate)
-app.command()(evaluate)
-app.command()(replay)
-app.add_typer(traces, name="traces", help="Workloads: list, describe, fetch, fit.")
 
 
 def _version(wanted: bool) -> None:
