@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from pathlib import Path
 
 from inferencegym.learn.evaluate import Evaluation, Row
@@ -25,8 +26,10 @@ def page(evaluation: Evaluation, *, command: str) -> str:
         "<h1>Policies compared</h1>",
         f"<p>Made by <code>{html.escape(command)}</code> with inferencegym {html.escape(evaluation.version)}, on {n} scenarios of the split"
         f" <b>{html.escape(evaluation.split)}</b>.</p>",
-        "<p>The grade is 0 for the random policy and 1 for a planner that knows the future, scenario by scenario. Shown is the interquartile"
-        " mean, with the 95 % stratified bootstrap interval.</p>",
+        "<p><b>grade</b>: 0 for the random policy, 1 for a planner that knows the future, on the same scenario; where a task has no such anchors,"
+        " the <b>value</b> of the episodes themselves. Dots are interquartile means, lines their 95 % stratified bootstrap intervals."
+        " <b>beats static</b>: the chance that an episode of the policy is better than one of the best static configuration, which never changes."
+        " <b>return</b>: the sum of rewards. On the right, in italics, what the value is made of.</p>",
     ]
     for name in dict.fromkeys(row.task for row in rows):
         own = [row for row in rows if row.task == name]
@@ -55,16 +58,27 @@ def _interval(estimate: Estimate | None) -> str:
 
 def _table(rows: list[Row]) -> str:
     terms = list(dict.fromkeys(name for row in rows for name in row.parts))
-    heads = ["policy", score_label(rows[0].graded), "value", "return", "crashed", "P(better than best static)", *terms]
+    beats, crashed = any(row.improvement for row in rows), any(row.crashed for row in rows)
+    heads = ["policy", score_label(rows[0].graded), "value", "return"]
+    heads += (["crashed"] if crashed else []) + (["beats static"] if beats else [])
     lines = []
     for row in rows:
-        cells = "".join(f"<td>{row.parts.get(name, 0.0):+.3f}</td>" for name in terms)
-        lines.append(
-            f"<tr><th scope='row'>{html.escape(row.policy)}</th>{_interval(row.score)}<td>{row.value:.4f}</td><td>{row.total_reward:.2f}</td>"
-            f"<td>{row.crashed:.0%}</td>{_interval(row.improvement)}{cells}</tr>"
-        )
+        cells = f"{_interval(row.score)}<td>{row.value:.4f}</td><td>{row.total_reward:.2f}</td>"
+        cells += f"<td>{row.crashed:.0%}</td>" if crashed else ""
+        cells += _interval(row.improvement) if beats else ""
+        cells += "".join(f"<td>{row.parts.get(name, 0.0):+.3f}</td>" for name in terms)
+        lines.append(f"<tr><th scope='row'>{html.escape(row.policy)}</th>{cells}</tr>")
     head = "".join(f"<th scope='col'>{html.escape(text)}</th>" for text in heads)
+    head += "".join(f"<th scope='col' class='part'>{html.escape(name)}</th>" for name in terms)
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Some round numbers from low to high."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _chart(rows: list[Row]) -> str:
@@ -78,11 +92,10 @@ def _chart(rows: list[Row]) -> str:
 
     said = "; ".join(f"{row.policy} {row.score}" for row in rows)
     lines = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{html.escape(said, quote=True)}">']
-    for tick in range(6):
-        value = low + tick * (high - low) / 5
+    for value in _ticks(low, high):
         lines.append(
             f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="4" y2="{height - 26}"/>'
-            f'<text x="{x(value):.1f}" y="{height - 10}" text-anchor="middle">{value:.2f}</text>'
+            f'<text x="{x(value):.1f}" y="{height - 10}" text-anchor="middle">{value:.4g}</text>'
         )
     for i, row in enumerate(rows):
         y = _LINE * i + 16
@@ -101,7 +114,7 @@ _CSS = """
 main{max-width:1160px;margin:0 auto;padding:1.5rem}h1{font-size:1.6rem;margin:0 0 .5rem}h2{font-size:1.2rem;margin:2rem 0 .5rem}
 code{background:var(--mark);padding:.1em .35em;border-radius:4px;overflow-wrap:anywhere}em{color:var(--soft);font-style:normal;font-size:.85em}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .8rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}th:first-child{text-align:left;font-weight:500}
+th,td{padding:.25rem .8rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}th:first-child{text-align:left;font-weight:500}.part{font-weight:400;font-style:italic}
 svg{max-width:720px;width:100%;height:auto}svg text{fill:var(--soft);font:12px system-ui,sans-serif}svg .label{fill:var(--ink)}
 .grid{stroke:var(--rule)}.bar{stroke:#0072B2;stroke-width:3;stroke-linecap:round}.dot{fill:#0072B2}
 """
