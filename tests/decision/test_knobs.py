@@ -195,9 +195,6 @@ def test_levers_out_of_range_are_named_in_any_row() -> None:
         check_levers(levers)
 
 
-@pytest.mark.xfail(
-    reason="a mapping's bool counts as 1, a list of text is read as numbers, a list for a number is a TypeError"
-)
 @pytest.mark.parametrize(
     ("make", "says"),
     [

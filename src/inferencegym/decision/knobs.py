@@ -71,7 +71,8 @@ class Knobs:
             if value is None:
                 continue
             whole = name != "kv_budget_fraction"
-            if isinstance(value, bool | str) or not low <= value <= high or (whole and value != int(value)):
+            number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+            if not number or not low <= value <= high or (whole and value != int(value)):
                 what = "whole number" if whole else "number"
                 raise ConfigError(name, f"{value!r} is no {what} in range", allowed=f"{low:g}..{high:g}")
         if self.quantization_tier is not None and self.quantization_tier not in QUANTIZATION_TIERS:
@@ -181,15 +182,15 @@ class KnobsSurface:
         if isinstance(action, Knobs):
             return action.levers()
         if isinstance(action, Mapping):
-            unknown = sorted(set(action) - set(LEVERS))
+            unknown = sorted(set(action) - set(LEVERS), key=str)
             if unknown:
                 raise ConfigError("action", f"there is no knob '{unknown[0]}'", allowed=", ".join(LEVERS))
             return np.array([_number(name, action.get(name)) for name in LEVERS])
-        levers = np.asarray(action, dtype=np.float64)
-        if levers.shape != (6,):
-            raise ConfigError(
-                "action", f"shape {levers.shape}", allowed=f"six numbers ({', '.join(LEVERS)}), a mapping, or Knobs"
-            )
+        given = np.asarray(action)
+        if given.shape != (6,) or given.dtype.kind not in "biuf":
+            what = f"{action!r}" if given.shape == () else f"{given.dtype} of shape {given.shape}"
+            raise ConfigError("action", what, allowed=f"six numbers ({', '.join(LEVERS)}), a mapping, or Knobs")
+        levers = given.astype(np.float64)
         if np.isnan(levers).any():
             raise ConfigError("action", f"{LEVERS[int(np.argmax(np.isnan(levers)))]} is NaN", allowed="numbers")
         check_levers(levers)
@@ -247,14 +248,15 @@ def _number(name: str, value: Any) -> float:
     """One knob of a mapping as a number; NaN if it is not given."""
     if value is None:
         return float("nan")
-    if isinstance(value, str):
-        if name != "quantization_tier" or value not in QUANTIZATION_TIERS:
-            allowed = ", ".join(QUANTIZATION_TIERS) if name == "quantization_tier" else "a number"
-            raise ConfigError(name, f"'{value}'", allowed=allowed)
-        return float(QUANTIZATION_TIERS.index(value))
+    switch = name in ("prefill_decode_split", "priority_routing")
+    allowed = "true, false" if switch else "a number"
+    if name == "quantization_tier":
+        allowed = ", ".join(QUANTIZATION_TIERS)
+        if isinstance(value, str) and value in QUANTIZATION_TIERS:
+            return float(QUANTIZATION_TIERS.index(value))
     array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "biuf" or not np.isfinite(array.item()):
-        raise ConfigError(name, f"{value!r} is not one finite number", allowed="a number")
+    if array.size != 1 or array.dtype.kind not in ("biuf" if switch else "iuf") or not np.isfinite(array.item()):
+        raise ConfigError(name, f"{value!r} is not one finite number", allowed=allowed)
     number = float(array.item())
     levers = np.full(6, np.nan)
     levers[LEVERS.index(name)] = number
