@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# The tests also train a little, so they need the learners (a CPU build of torch: about a minute and 900 MB).
+# The tests also train a little and talk to servers, so they need the learners (a CPU build of torch: about a minute and 900 MB) and OpenEnv.
 TESTS := .venv/.ready-tests
 
 .PHONY: help demo test check format bench docs clean
@@ -55,5 +55,5 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 $(TESTS): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,openenv]'
 	@touch $(TESTS)

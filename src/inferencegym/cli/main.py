@@ -31,6 +31,10 @@ VERBS = {
         "Show a record of an episode; with --verify, play it again and grade what comes out.",
         "inferencegym.cli.replay:replay",
     ),
+    "env": (
+        "Serve environments over OpenEnv: sockets, plain HTTP, tasks, grader, baseline, and a page.",
+        "inferencegym.cli.env:env",
+    ),
     "traces": ("Workloads: list, describe, fetch, fit.", "inferencegym.cli.traces:app"),
 }
 

@@ -1,0 +1,177 @@
+"""Routes of the paging environment for dashboards: its agents, its settings, and whole simulations with a log of every decision, page by page.
+
+Settings belong to the request that carries them; the server keeps none, so no user's settings can reach another's episode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Body
+from pydantic import BaseModel, ConfigDict, Field
+
+from inferencegym.decision.paging import COLUMNS, NAMES
+from inferencegym.envs.batch import Outcome
+from inferencegym.envs.episode import Episode, record
+from inferencegym.envs.openenv import tasks
+from inferencegym.envs.pagedkv import PagedTask
+from inferencegym.envs.splits import SPLITS
+from inferencegym.ground.errors import ConfigError, UnknownNameError
+from inferencegym.policies.catalogue import policy, policy_names
+
+#: KV tokens a block holds; the surface's sizes are in these blocks.
+TOKENS_PER_BLOCK = 16
+LADDER = ("easy", "medium", "hard")
+
+
+class Settings(BaseModel):
+    """What may differ from a shipped task. What is left out stays as the task has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gpu_total_blocks: int | None = Field(None, ge=500, le=100_000, description="KV blocks on the GPU")
+    cpu_total_blocks: int | None = Field(None, ge=0, le=1_000_000, description="KV blocks on the CPU")
+    max_ticks: int | None = Field(None, ge=1, le=10_000, description="ticks of an episode")
+
+
+class SimulateBody(BaseModel):
+    """Who plays what, and which part of the log to answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    agent: str = Field("lru", max_length=60, description="a name of GET /api/agents")
+    task: str = Field("easy", max_length=60, description="easy, medium or hard")
+    seed: int = Field(0, ge=0, lt=1 << 40, description="scenario within the split")
+    split: str = Field("validation", max_length=20, description="train, validation or test")
+    ticks: int | None = Field(
+        None, ge=1, le=10_000, description="shorter than the task's horizon; the same as settings.max_ticks"
+    )
+    settings: Settings = Field(default_factory=lambda: Settings())
+    offset: int = Field(0, ge=0, description="first decision of the log to answer")
+    limit: int = Field(500, ge=0, le=5000, description="decisions of the log to answer")
+
+
+def resolved(name: str, settings: Settings) -> dict[str, int]:
+    """A task's settings with those asked for in their place."""
+    rules = _paged(name).rules
+    return {
+        "gpu_total_blocks": settings.gpu_total_blocks or rules.gpu_blocks,
+        "cpu_total_blocks": rules.cpu_blocks if settings.cpu_total_blocks is None else settings.cpu_total_blocks,
+        "tokens_per_block": TOKENS_PER_BLOCK,
+        "max_ticks": settings.max_ticks or rules.horizon_ticks,
+        "decisions_per_tick": rules.decisions_per_tick,
+    }
+
+
+def _paged(name: str) -> PagedTask:
+    if name not in LADDER:
+        raise UnknownNameError("pagedkv task", name, LADDER)
+    task = tasks.find("pagedkv", name)
+    assert isinstance(task, PagedTask)
+    return task
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    task: PagedTask
+    episode: Episode
+    log: dict[str, Any]
+
+
+@lru_cache(maxsize=16)
+def _simulated(agent: str, name: str, split: str, seed: int, settings: Settings) -> _Run:
+    task = _paged(name)
+    if settings != Settings():
+        own = resolved(name, settings)
+        rules = replace(
+            task.rules,
+            gpu_blocks=own["gpu_total_blocks"],
+            cpu_blocks=own["cpu_total_blocks"],
+            horizon_ticks=own["max_ticks"],
+        )
+        # Another name, so that nothing compares it with the shipped task's anchors.
+        task = PagedTask(f"{name}-own", task.description, rules, task.demand, task.hardware)
+    episode = record(task, policy(agent, "paging"), split=split, scenario=seed)
+    judged = tasks.judged(task, Outcome(episode.value, episode.parts, episode.facts), split, seed)
+    facts = episode.facts
+    log = {
+        "task": name, "agent": agent, "seed": seed, "split": split, "digest": task.digest, "settings": resolved(name, settings),
+        "total_reward": episode.total_reward, "final_score": judged["score"], "graded": judged["graded"], "value": episode.value,
+        "decisions": len(episode.actions), "ticks_run": int(facts["ticks_survived"]), "crashed": episode.terminated, "parts": episode.parts, "facts": facts,
+    }  # fmt: skip
+    return _Run(task, episode, log)
+
+
+def page(run: _Run, offset: int, limit: int) -> list[dict[str, Any]]:
+    """Rows of the log: what was seen, done and earned at each decision."""
+    episode, per_tick = run.episode, run.task.rules.decisions_per_tick
+    last = min(offset + limit, len(episode.actions))
+    rows = []
+    for t in range(offset, last):
+        number = int(episode.actions[t])
+        seen = dict(zip(COLUMNS.names, np.asarray(episode.observations[t]).tolist(), strict=True))
+        rows.append(
+            {
+                "decision": t,
+                "tick": t // per_tick,
+                "action_id": number,
+                "action": NAMES[number],
+                "reward": float(episode.rewards[t]),
+            }
+            | seen
+        )
+    return rows
+
+
+def paging() -> APIRouter:
+    """GET /api/agents, GET and POST /api/settings, POST /api/simulate."""
+    router = APIRouter(
+        prefix="/api", tags=["Paging dashboards"], responses={400: {"description": "a name or a range that is wrong"}}
+    )
+    at_work = asyncio.Lock()
+
+    @router.get("/agents")
+    async def agents() -> dict[str, Any]:
+        """Who can play."""
+        return {"agents": [{"id": name, "name": name} for name in policy_names("paging")], "tasks": list(LADDER)}
+
+    @router.get("/settings")
+    async def defaults() -> dict[str, Any]:
+        """Each task's own settings."""
+        return {"settings": {name: resolved(name, Settings()) for name in LADDER}, "scope": "request"}
+
+    @router.post("/settings")
+    async def check(body: Annotated[Settings, Body()]) -> dict[str, Any]:
+        """What settings come to on each task. The server keeps nothing: send them again with POST /api/simulate."""
+        return {"settings": {name: resolved(name, body) for name in LADDER}, "scope": "request", "kept": False}
+
+    @router.post("/simulate")
+    async def simulate(body: SimulateBody) -> dict[str, Any]:
+        """A whole episode: its summary, and `limit` decisions of its log from `offset` on; `next_offset` is null at the end."""
+        if body.agent not in policy_names("paging"):
+            raise UnknownNameError("agent", body.agent, policy_names("paging"))
+        if body.split not in SPLITS:
+            raise UnknownNameError("split", body.split, tuple(SPLITS))
+        settings = body.settings
+        if body.ticks is not None:
+            if settings.max_ticks not in (None, body.ticks):
+                raise ConfigError(
+                    "ticks", f"{body.ticks} is not settings.max_ticks {settings.max_ticks}", allowed="one of the two"
+                )
+            settings = settings.model_copy(update={"max_ticks": body.ticks})
+        async with at_work:
+            run = await asyncio.to_thread(_simulated, body.agent, body.task, body.split, body.seed, settings)
+        end = min(body.offset + body.limit, len(run.episode.actions))
+        rows = page(run, body.offset, body.limit)
+        return {
+            "session": run.log,
+            "ticks": rows,
+            "offset": body.offset,
+            "next_offset": end if end < len(run.episode.actions) else None,
+        }
+
+    return router

@@ -1,0 +1,231 @@
+"""Our routes beside OpenEnv's: episodes over plain HTTP with a session id, tasks, grader, baseline, runtime, and the way to the page.
+
+Without a session_id, `/step` and `/state` do what OpenEnv's own do: a fresh environment for that one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query
+from fastapi.responses import HTMLResponse, RedirectResponse
+from openenv.core.env_server.serialization import serialize_observation
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+import inferencegym
+from inferencegym.envs.openenv import baseline, tasks
+from inferencegym.envs.openenv.environment import ENVIRONMENTS
+from inferencegym.envs.openenv.grader import EpisodeLog, grade_log
+from inferencegym.envs.openenv.models import PagingAction, ServeAction, as_action
+from inferencegym.envs.openenv.sessions import SessionTable
+
+SessionId = Annotated[str, Field(min_length=1, max_length=64, description="from POST /reset")]
+
+
+class ResetBody(BaseModel):
+    """Which episode to begin, and in which session."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int | None = Field(
+        None, ge=0, lt=1 << 40, description="scenario within the split; unset: the session's next one"
+    )
+    episode_id: str | None = Field(
+        None, min_length=1, max_length=255, description="name of the episode, echoed in the state"
+    )
+    task_id: str | None = Field(None, max_length=100, description="a task of GET /tasks; unset: the easiest")
+    split: str | None = Field(None, max_length=20, description="train, validation or test; unset: validation")
+    index: int | None = Field(None, ge=0, description="a task of the task API, instead of task_id and seed")
+    session_id: SessionId | None = Field(None, description="a session to begin again in; unset: a new one")
+
+
+class StepBody(BaseModel):
+    """One decision."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: dict[str, Any] | int | str | None = Field(
+        None, description="see GET /schema; paging also takes a number or a name"
+    )
+    action_id: int | None = Field(None, description="paging: the action's number, instead of `action`")
+    session_id: SessionId | None = None
+    timeout_s: float | None = Field(None, gt=0, description="taken for compatibility; a step has nothing to wait for")
+    request_id: str | None = Field(None, max_length=255, description="taken for compatibility")
+
+    @model_validator(mode="after")
+    def _one(self) -> StepBody:
+        if (self.action is None) == (self.action_id is None):
+            raise ValueError("give `action`, or (paging) `action_id`")
+        return self
+
+
+class Answer(BaseModel):
+    """An observation with its reward, as OpenEnv writes it, and the session it belongs to."""
+
+    observation: dict[str, Any]
+    reward: float | None
+    done: bool
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    session_id: str | None = None
+
+
+class GraderBody(BaseModel):
+    """What to grade: the episode of a session, or a recorded one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    session_id: SessionId | None = None
+    episode_log: EpisodeLog | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> GraderBody:
+        if (self.session_id is None) == (self.episode_log is None):
+            raise ValueError("give session_id or episode_log")
+        return self
+
+
+def _answer(observation: Any, session_id: str | None) -> Answer:
+    return Answer(**({"metadata": {}} | serialize_observation(observation)), session_id=session_id)
+
+
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    400: {"description": "a name, a range or an order that is wrong; `detail` says what to send"},
+    404: {"description": "no such session"},
+    413: {"description": "the body is too large"},
+    429: {"description": "no room for another session; see Retry-After"},
+}
+
+
+def episodes(family: str, table: SessionTable) -> APIRouter:
+    """POST /reset, POST /step, GET /state, and the sessions themselves."""
+    router = APIRouter(tags=["Episodes over plain HTTP"], responses=_REFUSED)
+
+    @router.post("/reset")
+    async def reset(body: Annotated[ResetBody | None, Body()] = None) -> Answer:
+        """Begin an episode; without a session_id in a new session, whose id is answered."""
+        wanted = body or ResetBody()
+        given = wanted.model_dump(exclude={"session_id"}, exclude_none=True)
+        session = table.open() if wanted.session_id is None else table.get(wanted.session_id)
+        begun = False
+        try:
+            async with session.lock:
+                observation = session.environment.reset(**given)
+            begun = True
+        finally:
+            if not begun and wanted.session_id is None:
+                table.delete(session.id)
+        return _answer(observation, session.id)
+
+    @router.post("/step")
+    async def step(body: StepBody) -> Answer:
+        """Take one decision in a session. Without a session_id: in a fresh environment's first scenario, for this one call."""
+        action = as_action(family, body.action if body.action is not None else {"action_id": body.action_id})
+        if body.session_id is None:
+            fresh = ENVIRONMENTS[family]()
+            fresh.reset(seed=0)
+            observation = fresh.step(action)
+            fresh.close()
+            return _answer(observation, None)
+        session = table.get(body.session_id)
+        async with session.lock:
+            return _answer(session.environment.step(action), session.id)
+
+    @router.get("/state")
+    async def state(session_id: Annotated[str | None, Query(min_length=1, max_length=64)] = None) -> dict[str, Any]:
+        """Where a session stands. Without a session_id: the state of a fresh environment."""
+        if session_id is None:
+            return ENVIRONMENTS[family]().state.model_dump()
+        session = table.get(session_id)
+        return session.environment.state.model_dump() | {"session_id": session.id}
+
+    @router.get("/sessions")
+    async def sessions() -> dict[str, Any]:
+        """Open sessions, each under the first letters of its id."""
+        listed = table.listed()
+        return {"sessions": listed, "open": len(listed), "cap": table.cap, "idle_s": table.idle_s}
+
+    @router.delete("/sessions/{session_id}")
+    async def delete(session_id: str) -> dict[str, Any]:
+        """End a session; who knows its whole id may."""
+        table.delete(session_id)
+        return {"deleted": True}
+
+    return router
+
+
+def about(family: str, table: SessionTable) -> APIRouter:
+    """Tasks, grader, baseline, runtime, and redirects to the page."""
+    router = APIRouter(tags=["InferenceGym"], responses=_REFUSED)
+    started = time.monotonic()
+    at_work = asyncio.Lock()
+
+    @router.get("/tasks")
+    async def all_tasks() -> dict[str, Any]:
+        """Every task, with its difficulty, length and digest, and how to write an action."""
+        action = PagingAction if family == "pagedkv" else ServeAction
+        return {
+            "family": family, "tasks": tasks.described(family), "action_schema": action.model_json_schema(),
+            "splits": ENVIRONMENTS[family]().list_splits(), "instructions": tasks.instructions(family),
+        }  # fmt: skip
+
+    @router.post("/grader")
+    async def grader(body: GraderBody) -> dict[str, Any]:
+        """Grade the whole episode of a session, or a recorded one by replay."""
+        if body.session_id is not None:
+            return table.get(body.session_id).environment.grade()
+        assert body.episode_log is not None
+        async with at_work:
+            return await asyncio.to_thread(grade_log, family, body.episode_log)
+
+    @router.get("/baseline")
+    async def suite(
+        task_id: Annotated[str | None, Query(max_length=100)] = None,
+        seed: Annotated[int, Query(ge=0, lt=1 << 40)] = 0,
+        use_openai: bool = False,
+        model: Annotated[str | None, Query(max_length=200)] = None,
+    ) -> dict[str, Any]:
+        """The deterministic suite: a rule plays each task from easy to hard (or one). With use_openai a language model plays."""
+        names = (task_id,) if task_id is not None else tasks.ladder(family)
+        for name in names:
+            tasks.find(family, name)
+        async with at_work:
+            if use_openai:
+                return await asyncio.to_thread(baseline.openai_suite, family, names, seed, model)
+            return await asyncio.to_thread(baseline.suite, family, names, seed)
+
+    @router.get("/runtime")
+    async def runtime() -> dict[str, Any]:
+        """What runs here, and how busy it is."""
+        return {
+            "family": family, "mode": "sim", "backend": "simulated engine", "version": inferencegym.__version__,
+            "active_sessions": len(table), "max_sessions": table.cap, "session_timeout_s": table.idle_s,
+            "uptime_s": round(time.monotonic() - started, 3),
+        }  # fmt: skip
+
+    @router.get("/demo", include_in_schema=False)
+    async def demo() -> RedirectResponse:
+        """To the page."""
+        return RedirectResponse("/web", 307)
+
+    return router
+
+
+def plain_page(family: str) -> APIRouter:
+    """What stands at / and /web while OpenEnv's own page is off."""
+    router = APIRouter()
+
+    @router.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/web", 307)
+
+    @router.get("/web", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(
+            f"<!doctype html><title>InferenceGym {family}</title><h1>InferenceGym: {family}</h1><p>{ENVIRONMENTS[family].description}</p>"
+            "<p>The interactive page is off here; start the server with <code>inferencegym env --web</code>.</p>"
+            '<p><a href="/docs">routes</a> · <a href="/tasks">tasks</a> · <a href="/schema">schema</a> · <a href="/runtime">runtime</a></p>'
+        )
+
+    return router
