@@ -1,0 +1,1 @@
+"""The server of the LLMServe environment, as OpenEnv looks for it in a package."""

@@ -1,0 +1,1 @@
+"""The server of the PagedKV environment, as OpenEnv looks for it in a package."""
