@@ -89,3 +89,25 @@ def test_families_and_all_stand_for_their_tasks():
     assert {"easy", "bursty_workload"} <= set(names)
     assert set(names) | set(skipped) == set(catalogue.task_names())
     assert chosen_tasks("easy,easy")[0] == ["easy"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--report", "--record"])
+def test_where_nothing_can_be_written_nothing_is_played(short, tmp_path, option):
+    (tmp_path / "file").write_text("in the way")
+    result = CliRunner().invoke(
+        app, ["evaluate", "--policy", "lru", "--task", short, option, str(tmp_path / "file" / "x" / "y")]
+    )
+    assert isinstance(result.exception, ConfigError)
+    assert result.exception.field == option
+
+
+def test_the_parts_that_are_shown_after_a_replay_are_those_that_came_out(short, tmp_path):
+    run("evaluate", "--policy", "lru", "--task", short, "--seeds", 1, "--workers", 1, "--record", tmp_path)
+    (file,) = tmp_path.iterdir()
+    episode = Episode.load(file)
+    boasting = replace(episode, parts={"goodput": 9.0}).save(tmp_path / "boasting.npz")
+    came = next(
+        line for line in run("replay", boasting, "--verify", "--task", short).split("\n") if line.startswith("value   ")
+    )
+    assert f"goodput {episode.parts['goodput']:+.4f}" in came
+    assert "9.0" not in came

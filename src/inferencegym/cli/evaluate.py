@@ -49,6 +49,9 @@ def evaluate(
     """Compare policies on tasks, with intervals, beside the best configuration that never changes."""
     tasks, skipped = chosen_tasks(task)
     quiet = json_ is not None and str(json_) == "-"
+    make_room("--record", record)
+    make_room("--json", None if quiet or json_ is None else json_.parent)
+    make_room("--report", None if report is None else report.parent)
     console = Console(stderr=quiet)
     with Progress(
         TextColumn("{task.description}"),
@@ -80,12 +83,25 @@ def evaluate(
         if quiet:
             sys.stdout.write(text)
             return
-        json_.parent.mkdir(parents=True, exist_ok=True)
         json_.write_text(text, encoding="utf-8")
     show(console, evaluation)
     for what, where in (("records", record), ("JSON", json_), ("report", report)):
         if where is not None:
             console.print(f"{what}: {where.resolve()}", soft_wrap=True)
+
+
+def make_room(option: str, folder: Path | None) -> None:
+    """The folder that results go to, before anything is played: an evening's work must not end in an error."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            option, f"{folder} cannot be made: {error.strerror}", allowed="where you may write"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(option, f"{folder} cannot be written to", allowed="where you may write")
 
 
 def chosen_policies(text: str) -> list[str]:

@@ -48,6 +48,8 @@ def replay(
     known = found or catalogue.task(episode.task)
     anchors = load_anchors(known)
     assert report.outcome is not None
+    came = " ".join(f"{name} {part:+.4f}" for name, part in report.outcome.parts.items())
+    console.print(f"{'value':<14} {report.outcome.value:.4f} = {came}", soft_wrap=True, markup=False)
     if anchors is None:
         console.print("grade          none: the task has no anchors (runs/anchors.sh makes them)", markup=False)
     else:

@@ -26,6 +26,7 @@ from inferencegym.ground.errors import ConfigError, InferenceGymError
 from inferencegym.learn.statistics import Estimate, iqm, paired_difference, probability_of_improvement
 
 ALL = "all"
+_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +117,11 @@ class Evaluation:
         flat = [one for episodes in played for one in episodes]
         graded = all(one.grade is not None for one in flat)
         scores = [[one.value if one.grade is None else one.grade for one in episodes] for episodes in played]
-        values = [[one.value for one in episodes] for episodes in played]
+        # To as many digits as anchors are stored with, or a tie with a stored one would be none.
+        values = [[round(one.value, _DIGITS) for one in episodes] for episodes in played]
         improvement = difference = None
         if all(task in self.baseline for task in tasks) and policy != BEST_STATIC:
-            theirs = [self.baseline[task] for task in tasks]
+            theirs = [[round(value, _DIGITS) for value in self.baseline[task]] for task in tasks]
             improvement = probability_of_improvement(values, theirs)
             difference = paired_difference(values, theirs)
         return Row(
