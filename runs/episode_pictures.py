@@ -322,18 +322,17 @@ def points(x: Floats, y: Floats) -> str:
 
 
 def players(of: Task, *, clairvoyant: bool) -> list[str]:
-    """Do-nothing, the rule that does best on three validation scenarios, the best setting that never changes, the clairvoyant."""
-    surface = of.surface.name
+    """Do-nothing, the rule that does best, the best setting that never changes (PagedKV, where that is hopeless: LRU), the clairvoyant."""
+    surface, anchors = of.surface.name, load_anchors(of)
     rules = [name for name in policy_names(surface) if name not in ("random", "do-nothing")]
+    # By the anchors, or else on three validation scenarios.
     score = {
-        name: np.mean([record(of, actor(name, of), split="validation", scenario=i).value for i in range(3)])
+        name: np.mean(anchors.values[name] if anchors else [record(of, actor(name, of), split="validation", scenario=i).value for i in range(3)])
         for name in rules
-    }
-    found = ["do-nothing", max(rules, key=lambda name: score[name])]
-    if surface == "knobs":
-        found.append("best-static" if load_anchors(of) else ELSE_FIXED[surface])
-    else:
-        found.insert(1, "lru")
+    }  # fmt: skip
+    best = max(rules, key=lambda name: score[name])
+    static = "best-static" if anchors else ELSE_FIXED.get(surface, "")
+    found = ["do-nothing", best, static] if surface == "knobs" else ["do-nothing", "lru", best]
     return [*dict.fromkeys(found), *(["clairvoyant"] if clairvoyant else [])]
 
 
