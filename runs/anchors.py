@@ -1,7 +1,7 @@
 """Anchors of all tasks: what random, do-nothing, every rule, the best setting that never changes and the planners reach on test scenarios.
 
 Writes src/inferencegym/envs/anchors/<task>.json. The best setting is searched on validation scenarios, the clairvoyant's library of settings made
-on training scenarios; test scenarios are only played. Whatever is already in a file with the task's digest is kept, so a broken run goes on.
+on training scenarios; test scenarios are only played. What a file with the task's digest already holds is kept, so a broken run goes on.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import multiprocessing
 import os
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from inferencegym import __version__
+from inferencegym.envs.actors import BEST_STATIC, PLANNERS, actor
+from inferencegym.envs.batch import Task
 from inferencegym.envs.catalogue import task, task_names
+from inferencegym.envs.episode import record
 from inferencegym.envs.splits import scenario
 from inferencegym.ground.errors import InferenceGymError
 from inferencegym.policies.catalogue import policy, policy_names
@@ -26,46 +30,27 @@ from inferencegym.policies.catalogue import policy, policy_names
 FOLDER = Path(__file__).resolve().parent.parent / "src" / "inferencegym" / "envs" / "anchors"
 #: Planners that are not an end of the scale, and on how many scenarios they are played.
 FEW = {"model-predictive": 10}
-PLANNERS = {"knobs": ("model-predictive", "clairvoyant"), "paging": ("clairvoyant",)}
 
 
-def made(name: str, surface: str, settings: dict[str, Any]) -> Any:
-    """The policy or planner of that name."""
-    if name == "best-static":
+def made(name: str, of: Task, settings: dict[str, Any]) -> Any:
+    """The policy or planner of that name, with what has just been searched (`actor` would read what is stored)."""
+    surface = of.surface.name
+    if name == BEST_STATIC:
         return policy(settings["best_static"], surface)
-    if name in PLANNERS[surface]:
-        if surface == "paging":
-            from inferencegym.envs.paging_planner import Clairvoyant as Pager
-
-            return Pager()
-        from inferencegym.envs.serve_planner import Clairvoyant, ModelPredictive
-
-        kind = Clairvoyant if name == "clairvoyant" else ModelPredictive
-        return kind(np.array(settings["library"]))
-    return policy(name, surface)
+    if name not in PLANNERS[surface]:
+        return actor(name, of)
+    module, kind = PLANNERS[surface][name]
+    planner = getattr(import_module(module), kind)
+    return planner(np.array(settings["library"])) if "library" in settings else planner()
 
 
 def play(job: tuple[str, str, int, dict[str, Any]]) -> tuple[str, str, int, dict[str, Any]]:
     """One episode: (task, policy, test index) -> its outcome."""
     name, who, index, settings = job
-    of = task(name)
-    actor = made(who, of.surface.name, settings)
-    batch = of.batch(1)
-    batch.start(0, scenario("test", index))
-    actor.start(index)
-    total, began = 0.0, time.process_time()
-    decides = hasattr(actor, "decide")
-    for _ in range(of.steps):
-        action = actor.decide(batch) if decides else actor.act(batch.observations[0].copy(), batch.masks[0].copy())
-        batch.actions[0] = of.surface.dense(action)
-        batch.step()
-        total += float(batch.rewards[0])
-        if batch.terminated[0] or batch.truncated[0]:
-            break
-    outcome = batch.outcome(0)
+    of, began = task(name), time.process_time()
+    episode = record(of, made(who, of, settings), split="test", scenario=index, name=who)
     return name, who, index, {
-        "value": outcome.value, "return": total, "parts": outcome.parts, "facts": outcome.facts,
-        "cpu_s": round(time.process_time() - began, 3),
+        "value": episode.value, "return": episode.total_reward, "parts": episode.parts, "cpu_s": round(time.process_time() - began, 3),
     }  # fmt: skip
 
 
@@ -73,10 +58,12 @@ def searched(name: str) -> dict[str, Any]:
     """The best setting that never changes, and the planners' library."""
     of = task(name)
     if of.surface.name == "paging":
-        text = best_single_action(name)
-        return {"best_static": text, "best_static_action": {"action": int(text.removeprefix("fixed:"))}}
+        number = best_single_action(of)
+        return {"best_static": f"fixed:{number}", "best_static_action": {"action": number}}
     from inferencegym.envs.serve_planner import library, search_static
+    from inferencegym.envs.serve_task import ServeTask
 
+    assert isinstance(of, ServeTask), "the surface `knobs` is LLMServe's"
     best, value = search_static(of, [scenario("validation", i) for i in range(8)])
     text = ",".join(f"{k}={v}" for k, v in best.given().items())
     return {
@@ -87,26 +74,14 @@ def searched(name: str) -> dict[str, Any]:
     }
 
 
-def best_single_action(name: str) -> str:
-    """Of the 18 actions, the one that does best when taken for ever, on validation scenarios."""
-    of = task(name)
-    best, most = "fixed:17", -1.0
-    for number in range(18):
-        values = []
-        for index in range(4):
-            actor = policy(f"fixed:{number}", "paging")
-            batch = of.batch(1)
-            batch.start(0, scenario("validation", index))
-            actor.start(0)
-            for _ in range(of.steps):
-                batch.actions[0] = actor.act(batch.observations[0], batch.masks[0])
-                batch.step()
-                if batch.terminated[0] or batch.truncated[0]:
-                    break
-            values.append(batch.outcome(0).value)
-        if np.mean(values) > most:
-            best, most = f"fixed:{number}", float(np.mean(values))
-    return best
+def best_single_action(of: Task) -> int:
+    """Of all actions, the one that does best when taken for ever, on validation scenarios; of equals the first."""
+    chosen = range(of.surface.mask_size)
+    means = [
+        np.mean([record(of, policy(f"fixed:{one}", "paging"), split="validation", scenario=i).value for i in range(4)])
+        for one in chosen
+    ]
+    return int(np.argmax(means))
 
 
 def load(name: str) -> dict[str, Any]:
@@ -114,6 +89,23 @@ def load(name: str) -> dict[str, Any]:
     path = FOLDER / f"{name}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     return found if found.get("digest") == task(name).digest else {}
+
+
+def played_before(name: str, settings: dict[str, Any], who: list[str]) -> dict[str, dict[int, dict[str, Any]]]:
+    """The episodes that are in the file. It holds means of parts and CPU time: every episode gets those, so that means stay what they are."""
+    data = load(name)
+    found: dict[str, dict[int, dict[str, Any]]] = {one: {} for one in who}
+    if data.get("settings") != settings or not data.get("scenarios"):
+        return found
+    for one in who:
+        few = data["partial"].get(one)
+        if few:
+            found[one] = {i: {"value": value} for i, value in zip(few["scenarios"], few["values"], strict=True)}
+        elif one in data["values"]:
+            known = {"parts": data["parts"][one], "cpu_s": data["cpu_s_per_episode"][one]}
+            rows = zip(data["scenarios"], data["values"][one], data["returns"][one], strict=True)
+            found[one] = {i: {"value": value, "return": total, **known} for i, value, total in rows}
+    return found
 
 
 def store(name: str, settings: dict[str, Any], episodes: dict[str, dict[int, dict[str, Any]]]) -> None:
@@ -156,6 +148,11 @@ def main() -> None:
     parser.add_argument("--tasks", default="all", help="comma-separated names, or all")
     parser.add_argument("--seeds", type=int, default=50, help="test scenarios")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="play everything again (after a policy has changed); what was searched is kept",
+    )
     options = parser.parse_args()
     names = task_names() if options.tasks == "all" else tuple(options.tasks.split(","))
     context = multiprocessing.get_context("spawn")
@@ -170,17 +167,16 @@ def main() -> None:
             settings = load(name).get("settings") or pool.apply(searched, (name,))
             print(f"{name} {digest[:12]} {settings['best_static']} ({time.monotonic() - began:.0f} s)", flush=True)
             surface = task(name).surface.name
-            who = [*policy_names(surface), "best-static", *PLANNERS[surface]]
+            who = [*policy_names(surface), BEST_STATIC, *PLANNERS[surface]]
+            episodes = played_before(name, {} if options.again else settings, who)
             jobs = [
                 (name, one, index, settings)
                 for index in range(options.seeds)
                 for one in reversed(who)
-                if index < FEW.get(one, options.seeds)
+                if index < FEW.get(one, options.seeds) and index not in episodes[one]
             ]
-            episodes: dict[str, dict[int, dict[str, Any]]] = {one: {} for one in who}
-            for _, one, index, result in pool.imap_unordered(play, jobs):
+            for done, (_, one, index, result) in enumerate(pool.imap_unordered(play, jobs), 1):
                 episodes[one][index] = result
-                done = sum(map(len, episodes.values()))
                 if done % 50 == 0:
                     print(f"  {done}/{len(jobs)} episodes, {time.monotonic() - began:.0f} s", flush=True)
                     if all(episodes.values()):
