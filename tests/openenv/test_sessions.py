@@ -88,7 +88,7 @@ def test_wrong_frames_are_answered_and_the_socket_lives_on(paging_server):
 
 def test_connections_that_come_and_go_leave_no_slot_taken(small_server):
     async def go():
-        for _ in range(60):
+        for _ in range(200):
             socket = await connect(sockets_of(small_server))
             await say(socket, "reset", {"seed": 0})
             # No close frame: the way a client dies.

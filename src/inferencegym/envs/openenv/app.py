@@ -5,6 +5,7 @@ Settings come from arguments, else from the environment: MAX_CONCURRENT_ENVS, SE
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -119,6 +120,14 @@ def _close_at_the_end(app: FastAPI, table: SessionTable) -> None:
     app.router.lifespan_context = lifespan
 
 
+class _Told(JSONResponse):
+    """An error as plain ASCII: what a client sent may hold halves of letters that no encoding has."""
+
+    def render(self, content: Any) -> bytes:
+        """JSON with every other letter escaped."""
+        return json.dumps(content).encode("ascii")
+
+
 def _plain(value: Any) -> Any:
     """Numbers that JSON has no word for as text, so that an error about NaN can be told."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -145,14 +154,14 @@ def told(error: ValidationError | RequestValidationError) -> list[dict[str, Any]
 def _clear_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ValidationError | RequestValidationError)
-        return JSONResponse({"detail": told(error)}, 422)
+        return _Told({"detail": told(error)}, 422)
 
     async def ours(_: Request, error: Exception) -> JSONResponse:
         if isinstance(error, FullError):
-            return JSONResponse({"detail": str(error)}, 429, {"Retry-After": str(error.retry_after_s)})
+            return _Told({"detail": str(error)}, 429, {"Retry-After": str(error.retry_after_s)})
         if isinstance(error, UnknownSessionError):
-            return JSONResponse({"detail": str(error)}, 404)
-        return JSONResponse({"detail": str(error)}, 400)
+            return _Told({"detail": str(error)}, 404)
+        return _Told({"detail": str(error)}, 400)
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(ValidationError, invalid)

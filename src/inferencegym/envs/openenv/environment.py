@@ -25,11 +25,15 @@ from inferencegym.envs.openenv.models import (
     ServeState,
 )
 from inferencegym.envs.splits import SPLITS
-from inferencegym.ground.errors import ConfigError
+from inferencegym.ground.errors import ConfigError, InferenceGymError
 
 _SPLIT_ON = OFFSETS[LEVERS.index("prefill_decode_split")] + 1
 #: Ids come from clients; longer ones are refused.
 MOST_ID = 255
+
+
+class SessionError(InferenceGymError, RuntimeError):
+    """A session was asked for what it cannot do now: it has no episode yet, or is closed."""
 
 
 class TermRubric(Rubric):
@@ -111,8 +115,10 @@ class PlantEnvironment(Environment):
                 task_id, seed = tasks.numbered(self.family, str(split), _whole("index", index))
             except IndexError as error:
                 raise ConfigError("index", str(error)) from error
-        if episode_id is not None and not (isinstance(episode_id, str) and 0 < len(episode_id) <= MOST_ID):
-            raise ConfigError("episode_id", "is no text of usual length", allowed=f"1..{MOST_ID} letters")
+        if episode_id is not None and not (
+            isinstance(episode_id, str) and 0 < len(episode_id) <= MOST_ID and episode_id.isprintable()
+        ):
+            raise ConfigError("episode_id", "is no text of usual length", allowed=f"1..{MOST_ID} printable letters")
         task = tasks.find(self.family, tasks.DEFAULTS[self.family] if task_id is None else str(task_id))
         number = self._begun if seed is None else _whole("seed", seed)
         scenario = tasks.scenario_of(str(split), number)
@@ -133,7 +139,7 @@ class PlantEnvironment(Environment):
         self._open()
         batch, task = self._batch, self._task
         if batch is None or task is None:
-            raise RuntimeError("the session has no episode; call reset first")
+            raise SessionError("the session has no episode; call reset first")
         if self._over:
             return self._observation(0.0, {"message": "the episode is over; call reset to begin another"})
         about = self._act(action, batch)
@@ -249,7 +255,7 @@ class PlantEnvironment(Environment):
 
     def _open(self) -> None:
         if self._closed:
-            raise RuntimeError(
+            raise SessionError(
                 "the session is closed (it was idle for too long, or ended); open another and call reset"
             )
 
