@@ -19,6 +19,9 @@ pytest.importorskip("openenv.core", reason="the extra 'openenv' is not installed
 import httpx
 from openenv.cli._validation import validate_running_environment
 
+from inferencegym.envs.openenv.app import make_app
+from inferencegym.ground.errors import ConfigError
+
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "openenv.md"
 
 scalars = st.one_of(
@@ -67,6 +70,33 @@ def test_no_reset_makes_a_server_error_or_keeps_a_session_it_refused(paging_serv
     if answer.status_code == 200:
         httpx.delete(f"{paging_server.url}/sessions/{answer.json()['session_id']}")
     assert httpx.get(f"{paging_server.url}/sessions").json()["open"] == before
+
+
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch, capsys):
+    from inferencegym.cli.main import main
+
+    monkeypatch.setitem(sys.modules, "inferencegym.envs.openenv.serve", None)
+    monkeypatch.setattr(sys, "argv", ["inferencegym", "env"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "pip install 'inferencegym[openenv]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_CONCURRENT_ENVS", "0"),
+        ("MAX_CONCURRENT_ENVS", "many"),
+        ("SESSION_TIMEOUT_S", "nan"),
+        ("LLMSERVE_MODE", "real"),
+        ("LLMSERVE_MODE", "x"),
+    ],
+)
+def test_a_wrong_setting_of_the_server_is_one_clear_error(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=name):
+        make_app("pagedkv")
 
 
 @pytest.mark.slow
