@@ -170,7 +170,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", default="all")
     options = parser.parse_args()
-    names = tuple(n for n in task_names("llmserve") if not n.endswith("_fit")) if options.tasks == "all" else tuple(options.tasks.split(","))
+    names = (
+        tuple(n for n in task_names("llmserve") if not n.endswith("_fit"))
+        if options.tasks == "all"
+        else tuple(options.tasks.split(","))
+    )
     path = DOCS / "llmserve-measured.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
