@@ -22,7 +22,8 @@ from pydantic import ValidationError
 
 import inferencegym
 from inferencegym.envs.openenv import api, routes
-from inferencegym.envs.openenv.environment import ENVIRONMENTS
+from inferencegym.envs.openenv.environment import ENVIRONMENTS, PlantEnvironment
+from inferencegym.envs.openenv.metrics import Meter, expose
 from inferencegym.envs.openenv.models import PagingAction, ServeAction
 from inferencegym.envs.openenv.sessions import FullError, SessionTable, UnknownSessionError
 from inferencegym.ground.errors import ConfigError, InferenceGymError, UnknownNameError
@@ -75,7 +76,9 @@ def make_app(family: str = "llmserve", limits: Limits | None = None) -> FastAPI:
     if mode != "sim":
         raise ConfigError("LLMSERVE_MODE", f"'{mode}' is not there", allowed="sim")
     limits = limits or Limits.from_environment()
-    made = ENVIRONMENTS[family]
+    meter = Meter(family)
+    base = ENVIRONMENTS[family]
+    made: type[PlantEnvironment] = type(base.__name__, (base,), {"meter": meter})
     app: FastAPI = create_app(
         made, ACTIONS[family], made.observation_cls, env_name=f"{family}_env", state_cls=made.state_cls,
         concurrency_config=ConcurrencyConfig(max_concurrent_envs=limits.sessions, session_timeout=limits.idle_s),
@@ -88,9 +91,11 @@ def make_app(family: str = "llmserve", limits: Limits | None = None) -> FastAPI:
         app.include_router(api.paging())
     if not any(getattr(route, "path", "") == "/web" for route in app.router.routes):
         app.include_router(routes.plain_page(family))
+    meter.watch(lambda: len(table), limits.sessions)
     _close_at_the_end(app, table)
     _clear_errors(app)
     app.add_middleware(_Bounded)
+    expose(app, meter)
     return app
 
 

@@ -5,6 +5,7 @@ Constructing one costs microseconds; the task and its machine are made at the fi
 
 from __future__ import annotations
 
+import time
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from inferencegym.decision.knobs import LEVERS, OFFSETS
 from inferencegym.decision.paging import NAMES
 from inferencegym.envs.batch import Batch, Task
 from inferencegym.envs.openenv import tasks
+from inferencegym.envs.openenv.metrics import Meter
 from inferencegym.envs.openenv.models import (
     PagingObservation,
     PagingState,
@@ -74,6 +76,8 @@ class PlantEnvironment(Environment):
     observation_cls: ClassVar[Any] = None
     state_cls: ClassVar[type[PlantState]] = PlantState
     description: ClassVar[str] = ""
+    meter: ClassVar[Meter | None] = None
+    """Counts what the sessions of one server do; none in process."""
 
     def __init__(self) -> None:
         super().__init__(rubric=RewardRubric())
@@ -126,6 +130,8 @@ class PlantEnvironment(Environment):
         self._split, self._seed, self._taken, self._total, self._over = str(split), number, 0, 0.0, False
         self._episode_id = episode_id or f"{task.name}-{split}-{number}-{self._begun}"
         self._begun += 1
+        if self.meter is not None:
+            self.meter.begun(self, task.name)
         self._reset_rubric()
         about = {
             "task_id": task.name, "task_name": task.name, "split": split, "seed": number, "digest": task.digest, "steps": task.steps,
@@ -142,6 +148,7 @@ class PlantEnvironment(Environment):
             raise SessionError("the session has no episode; call reset first")
         if self._over:
             return self._observation(0.0, {"message": "the episode is over; call reset to begin another"})
+        since_s = time.perf_counter()
         about = self._act(action, batch)
         batch.step()
         self._taken += 1
@@ -152,6 +159,10 @@ class PlantEnvironment(Environment):
             about["grade"] = self.grade()
         observation = self._observation(reward, about)
         self._apply_rubric(action, observation)
+        if self.meter is not None:
+            self.meter.stepped(since_s)
+            if self._over:
+                self.meter.finished(task.name, crashed=bool(batch.terminated[0]))
         return observation
 
     async def reset_async(
@@ -185,6 +196,8 @@ class PlantEnvironment(Environment):
         """End the session; `step` and `reset` raise from now on. (OpenEnv's reaper leaves the socket of an idle session open.)"""
         self._closed = True
         self._batch = None
+        if self.meter is not None:
+            self.meter.closed(self)
 
     def get_metadata(self) -> EnvironmentMetadata:
         """Name, description, version."""
