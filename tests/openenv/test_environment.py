@@ -16,7 +16,7 @@ from inferencegym.decision.knobs import COLUMNS
 from inferencegym.envs import catalogue
 from inferencegym.envs.openenv import tasks
 from inferencegym.envs.openenv.environment import ENVIRONMENTS, LLMServeEnvironment, PagedKVEnvironment
-from inferencegym.envs.openenv.models import PagingAction, ServeAction, ServeObservation, as_action
+from inferencegym.envs.openenv.models import PagingAction, ServeAction, as_action
 from inferencegym.envs.splits import scenario
 from inferencegym.ground.errors import ConfigError, InferenceGymError, UnknownNameError
 from inferencegym.ground.rng import stream
@@ -243,11 +243,7 @@ def test_two_sessions_do_not_touch_each_other():
         assert seen.model_dump() == alone.step(PagingAction(action_id=8)).model_dump()
 
 
-def test_the_page_draws_an_observation():
+def test_the_page_offers_what_is_possible():
     environment = PagedKVEnvironment()
     seen = environment.reset(seed=0).model_dump()
-    assert "gpu_utilization_pct" in environment.render_web(seen)
     assert {"action_id": 17} in [action for _, action in environment.web_actions(seen)]
-    assert "p99_ttft_ms" in LLMServeEnvironment().render_web(
-        ServeObservation(encoded=[0.5] * len(COLUMNS)).model_dump()
-    )

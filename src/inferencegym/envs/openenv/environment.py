@@ -17,7 +17,7 @@ import inferencegym
 from inferencegym.decision.knobs import LEVERS, OFFSETS
 from inferencegym.decision.paging import NAMES
 from inferencegym.envs.batch import Batch, Task
-from inferencegym.envs.openenv import tasks
+from inferencegym.envs.openenv import poolview, tasks, view
 from inferencegym.envs.openenv.metrics import Meter
 from inferencegym.envs.openenv.models import (
     PagingObservation,
@@ -87,6 +87,7 @@ class PlantEnvironment(Environment):
         self._begun = 0
         self._episode_id: str | None = None
         self._split, self._seed, self._taken, self._total, self._over = "", 0, 0, 0.0, False
+        self._course: view.Course | None = None
 
     # --- OpenEnv ---------------------------------------------------------------------------------------------------------
 
@@ -130,6 +131,8 @@ class PlantEnvironment(Environment):
         self._split, self._seed, self._taken, self._total, self._over = str(split), number, 0, 0.0, False
         self._episode_id = episode_id or f"{task.name}-{split}-{number}-{self._begun}"
         self._begun += 1
+        if self._course is not None:
+            self._watch("", 0.0, {})
         if self.meter is not None:
             self.meter.begun(self, task.name)
         self._reset_rubric()
@@ -159,6 +162,8 @@ class PlantEnvironment(Environment):
             about["grade"] = self.grade()
         observation = self._observation(reward, about)
         self._apply_rubric(action, observation)
+        if self._course is not None:
+            self._watch(view.said(action, about), reward, observation.reward_terms)
         if self.meter is not None:
             self.meter.stepped(since_s)
             if self._over:
@@ -244,17 +249,17 @@ class PlantEnvironment(Environment):
         return tasks.judged(self._task, self._batch.outcome(0), self._split, self._seed)
 
     def render_web(self, observation: dict[str, Any]) -> str:
-        """The columns as bars, for OpenEnv's page."""
-        columns = (self._task or tasks.find(self.family, tasks.DEFAULTS[self.family])).surface.columns
-        rows = []
-        for name, value in zip(columns.names, observation.get("encoded", ()), strict=False):
-            wide = round(100 * abs(float(value)))
-            rows.append(
-                f"<tr><td>{name}</td><td><div style='background:#dde6ee;width:180px'><div style='background:#0072b2;height:10px;width:{wide}%'>"
-                f"</div></div></td><td>{float(observation.get(name, value)):.4g}</td></tr>"
-            )
-        head = f"{observation.get('task_id', '')} step {observation.get('step_index', 0)}"
-        return f"<h4>{head}</h4><table style='font-size:12px'>{''.join(rows)}</table>"
+        """The episode as OpenEnv's page shows it. From the first look on, every decision is remembered for its course."""
+        del observation
+        if self._batch is None or self._task is None:
+            return ""
+        if self._course is None:
+            self._course = view.Course()
+            self._watch("", 0.0, {})
+        over = "" if not self._over else "crashed" if self._batch.terminated[0] else "over"
+        return self._drawn(
+            view.About(self._task.name, self._split, self._seed, self._task.steps, self._total, over), self._course
+        )
 
     # --- inside ----------------------------------------------------------------------------------------------------------
 
@@ -265,6 +270,15 @@ class PlantEnvironment(Environment):
     def _named(self, encoded: Any, numbers: list[float]) -> dict[str, float]:
         """The columns by name, as this family shows them."""
         raise NotImplementedError
+
+    def _drawn(self, about: view.About, course: view.Course) -> str:
+        """The episode as HTML."""
+        raise NotImplementedError
+
+    def _watch(self, action: str, reward: float, terms: dict[str, float]) -> None:
+        """Remember how things stand, for who looks on."""
+        if self._course is not None and self._batch is not None:
+            self._course.add(view.Point(self._taken, action, reward, terms, self._batch.facts(0)))
 
     def _open(self) -> None:
         if self._closed:
@@ -320,6 +334,13 @@ class LLMServeEnvironment(PlantEnvironment):
         named: dict[str, float] = self._task.surface.columns.read(encoded)
         return named
 
+    def _drawn(self, about: view.About, course: view.Course) -> str:
+        task: Any = self._task
+        classes = task.file.classes
+        return view.serve(
+            about, course, ttft_ms={one.name: 1e3 * one.ttft_s for one in classes}, tpot_ms={one.name: 1e3 * one.tpot_s for one in classes}
+        )  # fmt: skip
+
 
 class PagedKVEnvironment(PlantEnvironment):
     """Manage a pool of paged KV memory decision by decision."""
@@ -339,6 +360,10 @@ class PagedKVEnvironment(PlantEnvironment):
     def _named(self, encoded: Any, numbers: list[float]) -> dict[str, float]:
         assert self._task is not None
         return dict(zip(self._task.surface.columns.names, numbers, strict=True))
+
+    def _drawn(self, about: view.About, course: view.Course) -> str:
+        batch: Any = self._batch
+        return poolview.paging(about, course, poolview.look(batch, 0))
 
     def web_actions(self, observation: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         """A button for each action that is possible now."""
