@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferencegym.decision.knobs import COLUMNS, GRID, LEVERS, OFFSETS, check_levers
-from inferencegym.envs.encodings import (
+from inferencegym.decision.encodings import (
     ENCODINGS,
     BoxKnobs,
     DeltaKnobs,
-    EncodedAction,
     MultiDiscreteKnobs,
     PresetKnobs,
     find_encoding,
     in_force,
 )
+from inferencegym.decision.knobs import COLUMNS, GRID, LEVERS, OFFSETS, check_levers
+from inferencegym.envs.encodings import EncodedAction, space_of
 from inferencegym.envs.registration import LLMSERVE, PAGEDKV
 from inferencegym.ground.errors import ConfigError, UnknownNameError
 
@@ -40,7 +40,7 @@ def blank(n):
 
 def test_multidiscrete_is_a_bijection_onto_the_whole_grid():
     encoding = MultiDiscreteKnobs()
-    assert encoding.space.nvec.tolist() == [10, 10, 9, 3, 2, 2]
+    assert space_of(encoding).nvec.tolist() == [10, 10, 9, 3, 2, 2]
     indices = np.array(list(itertools.product(*[range(n) for n in (10, 10, 9, 3, 2, 2)])))
     levers = encoding.levers(indices, blank(len(indices)))
     check_levers(levers)
@@ -52,7 +52,7 @@ def test_multidiscrete_is_a_bijection_onto_the_whole_grid():
 
 def test_presets_are_a_bijection_and_all_in_the_table():
     encoding = PresetKnobs()
-    n = int(encoding.space.n)
+    n = int(space_of(encoding).n)
     assert 32 <= n <= 64
     levers = encoding.levers(np.arange(n), blank(n))
     check_levers(levers)

@@ -22,7 +22,7 @@ class LLMServeEnv(PlantEnv):
     latencies, memory and cost come out of the requests. A knob that lasts, such as another weight format, costs a restart.
 
     ## Action Space
-    `Dict`, in this order (other encodings: `inferencegym.envs.encodings`):
+    `Dict`, in this order (other encodings: `inferencegym.decision.encodings`):
 
     | knob | space | what |
     |---|---|---|

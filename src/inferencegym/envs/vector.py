@@ -19,9 +19,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from inferencegym.decision.columns import Float32s, Masks
+from inferencegym.decision.encodings import Encoding, find_encoding
 from inferencegym.decision.knobs import check_levers
 from inferencegym.envs.batch import Batch, Task
-from inferencegym.envs.encodings import Encoding, find_encoding
+from inferencegym.envs.encodings import space_of
 from inferencegym.envs.env import as_array, check_draw, find_task, observation_space, outcome_info, wanted
 from inferencegym.envs.splits import SPLIT_SIZE, scenario
 from inferencegym.ground.errors import ConfigError
@@ -59,7 +60,7 @@ class PlantVectorEnv(VectorEnv[Float32s, npt.NDArray[Any], npt.NDArray[Any]]):
         self.encoding: Encoding | None = find_encoding(encoding) if self.task.surface.name == "knobs" else None
         self.single_observation_space = observation_space(self.task)
         self.single_action_space: spaces.Space[Any] = (
-            self.encoding.space if self.encoding else spaces.Discrete(self.task.surface.mask_size)
+            space_of(self.encoding) if self.encoding else spaces.Discrete(self.task.surface.mask_size)
         )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)

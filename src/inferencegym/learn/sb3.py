@@ -128,7 +128,7 @@ class LearnedPolicy:
     """A trained model as a policy, for `evaluate`: greedy, and masked where the model takes masks."""
 
     def __init__(self, model: Any, task: Task, *, encoding: str = "multidiscrete", name: str = "learned") -> None:
-        from inferencegym.envs.encodings import find_encoding
+        from inferencegym.decision.encodings import find_encoding
 
         self.model, self.name, self.surface = model, name, task.surface.name
         self.encoding = find_encoding(encoding) if self.surface == "knobs" else None
