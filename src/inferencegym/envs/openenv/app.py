@@ -21,7 +21,7 @@ from openenv.core.env_server.types import ConcurrencyConfig
 from pydantic import ValidationError
 
 import inferencegym
-from inferencegym.envs.openenv import api, routes
+from inferencegym.envs.openenv import api, routes, webpage
 from inferencegym.envs.openenv.environment import ENVIRONMENTS, PlantEnvironment
 from inferencegym.envs.openenv.metrics import Meter, expose
 from inferencegym.envs.openenv.models import PagingAction, ServeAction
@@ -82,6 +82,7 @@ def make_app(family: str = "llmserve", limits: Limits | None = None) -> FastAPI:
     app: FastAPI = create_app(
         made, ACTIONS[family], made.observation_cls, env_name=f"{family}_env", state_cls=made.state_cls,
         concurrency_config=ConcurrencyConfig(max_concurrent_envs=limits.sessions, session_timeout=limits.idle_s),
+        gradio_builder=webpage.build, show_default_tab=False,
     )  # fmt: skip
     app.version = inferencegym.__version__
     table = SessionTable(made, cap=limits.sessions, idle_s=limits.idle_s)

@@ -248,6 +248,13 @@ class PlantEnvironment(Environment):
             )
         return tasks.judged(self._task, self._batch.outcome(0), self._split, self._seed)
 
+    def seen(self) -> Any:
+        """The latest observation once more, without a step; nothing changes."""
+        self._open()
+        if self._batch is None:
+            raise SessionError("the session has no episode; call reset first")
+        return self._observation(None, {})
+
     def render_web(self, observation: dict[str, Any]) -> str:
         """The episode as OpenEnv's page shows it. From the first look on, every decision is remembered for its course."""
         del observation
@@ -256,7 +263,11 @@ class PlantEnvironment(Environment):
         if self._course is None:
             self._course = view.Course()
             self._watch("", 0.0, {})
-        over = "" if not self._over else "crashed" if self._batch.terminated[0] else "over"
+        over = ""
+        if self._over:
+            judged = self.grade()
+            over = "crashed" if self._batch.terminated[0] else "over"
+            over += f", grade {judged['score']:.3f}" if judged["graded"] else f", value {judged['value']:.3f}"
         return self._drawn(
             view.About(self._task.name, self._split, self._seed, self._task.steps, self._total, over), self._course
         )

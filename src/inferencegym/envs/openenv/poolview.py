@@ -183,7 +183,7 @@ def _map(pool: Pool, top: float) -> tuple[str, float]:
         counts[kind] += 1
     for i, (name, colour, _) in enumerate([*KINDS, ("not used", PANEL, "")]):
         x, y = 8 + (i % 4) * 156, key_at + (i // 4) * 14
-        said = f"{free:,}" if i == len(KINDS) else f"{sums[i]:,} of {counts[i]}" if counts[i] else "0"
+        said = f"{free:,}" if i == len(KINDS) else f"{sums[i]:,} in {counts[i]}" if counts[i] else "0"
         parts.append(
             f"<rect x='{x}' y='{y - 8:.1f}' width='9' height='9' fill='{colour}' stroke='{RULE}'/><text x='{x + 13}' y='{y:.1f}' class='t'>{name}"
             f" <tspan fill='{SOFT}'>{said}</tspan></text>"

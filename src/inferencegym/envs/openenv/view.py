@@ -131,7 +131,7 @@ def strip(
     left, right, text = 36.0, width - 172.0, 13.0
     finite = [v for one in series for v in one.values if math.isfinite(v)]
     levels = [one.value for one in objectives]
-    high = ceiling if ceiling is not None else max([*finite, *levels, 1e-9]) * 1.08
+    high = ceiling if ceiling is not None else (max([*finite, *levels, 0.0]) or 1.0) * 1.08
     floor = 0.0
     if log:
         floor = math.floor(math.log10(max(min([v for v in [*finite, *levels] if v > 0], default=1.0), 1e-3)))
@@ -196,12 +196,12 @@ def page(label: str, height: float, about: About, course: Course, body: str, bel
         f"{escape(now.action)} <span style='color:{SOFT}'>→</span> reward {now.reward:+.4f}" if now.step else "none yet"
     )
     over = (
-        f" · <b style='color:{RED if about.over == 'crashed' else GREEN}'>{escape(about.over)}</b>"
+        f" · <b style='color:{RED if about.over.startswith('crashed') else GREEN}'>{escape(about.over)}</b>"
         if about.over
         else ""
     )
     return (
-        f"<div class='ig-view' style='background:{PAPER};color:{INK};font:12px system-ui,sans-serif;padding:8px;border-radius:6px;line-height:1.45'>"
+        f"<div class='ig-view' style='background:{PAPER};color:{INK};font:12px system-ui,sans-serif;padding:8px;border-radius:6px;line-height:1.45;width:var(--ig-width,540px);max-width:100%;box-sizing:border-box'>"
         f"<div><b>{escape(about.task)}</b> · {escape(about.split)} {about.scenario} · decision {now.step} of {about.steps}"
         f" · return {about.total_reward:+.3f}{over}</div>"
         f"<div>last: {last}</div><div style='color:{SOFT}'>{terms or '&nbsp;'}</div>"
@@ -222,18 +222,18 @@ def serve(about: About, course: Course, *, ttft_ms: Mapping[str, float], tpot_ms
     """A deployment: load, queue, latencies against the objectives of each class (milliseconds), KV use, and the knobs in force."""
     at, span = [point.step for point in course.points], (0, about.steps)
 
-    def objectives(limits: Mapping[str, float]) -> list[Objective]:
+    def objectives(limits: Mapping[str, float], said: str) -> list[Objective]:
         alike: dict[float, list[str]] = {}
         for name, value in limits.items():
             alike.setdefault(value, []).append(name)
-        return [Objective("/".join(names) if len(limits) > 1 else "SLO", value) for value, names in alike.items()]
+        return [Objective("/".join(names) if len(limits) > 1 else said, value) for value, names in alike.items()]
 
     strips = [
         ("Requests", "per second", [("arrive", BLUE, "request_arrival_rate"), ("in time (goodput)", GREEN, "goodput_rps")], {}),
         ("Requests inside", "", [("wait", ORANGE, "queue_depth"), ("run", BLUE, "active_requests")], {}),
         ("Time to first token", "ms", [("p99", ORANGE, "p99_ttft_ms"), ("p50", SKY, "p50_ttft_ms")],
-         {"objectives": objectives(ttft_ms), "log": True}),
-        ("Between tokens", "ms", [("p99", ORANGE, "p99_itl_ms"), ("p50", SKY, "p50_itl_ms")], {"objectives": objectives(tpot_ms), "log": True}),
+         {"objectives": objectives(ttft_ms, "SLO"), "log": True}),
+        ("Between tokens", "ms", [("p99", ORANGE, "p99_itl_ms"), ("p50", SKY, "p50_itl_ms")], {"objectives": objectives(tpot_ms, "SLO of a request's mean"), "log": True}),
         ("KV memory", "share of the pool", [("in use", BLUE, "kv_cache_occupancy"), ("allowed", PINK, "kv_budget_fraction")], {"ceiling": 1.0}),
         ("SLO met", "share of the window's requests", [("all", GREEN, "slo_compliance_rate")], {"ceiling": 1.0}),
     ]  # fmt: skip
