@@ -19,8 +19,9 @@ from inferencegym.ground.errors import ConfigError, UnknownNameError
 Ints = npt.NDArray[np.int64]
 _GRIDS = tuple(np.array(values) for values in GRID.values())
 _SIZES = np.array([len(values) for values in _GRIDS])
-_AT = slice(COLUMNS.index(LEVERS[0]), COLUMNS.index(LEVERS[0]) + len(LEVERS))
-assert COLUMNS.names[_AT] == LEVERS, "the knobs in force stand together, in the order of a command"
+#: Where the knobs in force stand in an observation.
+AT = slice(COLUMNS.index(LEVERS[0]), COLUMNS.index(LEVERS[0]) + len(LEVERS))
+assert COLUMNS.names[AT] == LEVERS, "the knobs in force stand together, in the order of a command"
 
 
 class Encoding(Protocol):
@@ -233,7 +234,7 @@ def presets() -> Floats:
 
 def in_force(observations: Float32s) -> Floats:
     """float64[n, 6]: the knobs that an observation shows, snapped to whole numbers where they are whole."""
-    levers = COLUMNS.decode(observations)[:, _AT]
+    levers = COLUMNS.decode(observations)[:, AT]
     whole = np.round(levers)
     levers = np.where(np.array([True, False, True, True, True, True]), whole, levers)
     # float32 has blurred the share: what is nearly a tenth is one.

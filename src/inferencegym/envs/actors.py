@@ -13,9 +13,12 @@ import numpy as np
 from inferencegym.envs.batch import Task
 from inferencegym.envs.grade import load_anchors
 from inferencegym.ground.errors import ConfigError
+from inferencegym.policies import trained
 from inferencegym.policies.catalogue import policy, policy_names
 
 BEST_STATIC = "best-static"
+#: The policy that was trained for the task and comes with the package.
+LEARNED = "learned"
 #: Planners of each surface: name -> where the class is.
 PLANNERS = {
     "knobs": {
@@ -30,7 +33,8 @@ def actor_names(task: Task) -> tuple[str, ...]:
     """All that can play the task by name, the planners last."""
     surface = task.surface.name
     searched = (BEST_STATIC,) if load_anchors(task) else ()
-    return (*policy_names(surface), *searched, *PLANNERS[surface])
+    learned = (LEARNED,) if trained.shipped(task.name).is_file() else ()
+    return (*policy_names(surface), *searched, *learned, *PLANNERS[surface])
 
 
 def quick_names(task: Task) -> tuple[str, ...]:
@@ -39,8 +43,10 @@ def quick_names(task: Task) -> tuple[str, ...]:
 
 
 def actor(name: str, task: Task) -> Any:
-    """A policy by any name of `policies.catalogue.policy`, `best-static`, or a planner."""
+    """A policy by any name of `policies.catalogue.policy`, `best-static`, `learned`, or a planner."""
     surface = task.surface.name
+    if name == LEARNED:
+        return _learned(task)
     if name != BEST_STATIC and name not in PLANNERS[surface]:
         return policy(name, surface)
     anchors = load_anchors(task)
@@ -54,3 +60,13 @@ def actor(name: str, task: Task) -> Any:
     planner = getattr(import_module(module), kind)
     library = None if anchors is None else anchors.settings.get("library")
     return planner() if library is None else planner(np.array(library))
+
+
+def _learned(task: Task) -> trained.Trained:
+    path = trained.shipped(task.name)
+    if not path.is_file():
+        raise ConfigError(
+            LEARNED, f"no policy for '{task.name}' comes with the package",
+            allowed=f"train one: inferencegym train --task {task.name}; then give its file, such as runs/mine/policy.npz",
+        )  # fmt: skip
+    return trained.load(path, task.surface.name, name=LEARNED)

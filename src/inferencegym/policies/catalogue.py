@@ -1,8 +1,9 @@
-"""Policies by name, and by what a person can write instead of a name: a fixed action, or a class of their own.
+"""Policies by name, and by what a person can write instead of a name: a fixed action, a trained policy's file, or a class of their own.
 
 lru                                     a name of `policy_names`
 fixed:admit_free, fixed:8               one action for ever (paging)
 fixed:batch_cap=64,quantization_tier=INT8   one setting for ever (knobs); knobs not named stay as they are
+runs/x/policy.npz, file:runs/x/policy.npz   what `inferencegym train` wrote
 mypackage.mymodule:MyPolicy             a class of yours, made without arguments
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 
 from inferencegym.decision.policy import Policy
 from inferencegym.ground.errors import ConfigError, UnknownNameError
+from inferencegym.policies import trained
 from inferencegym.policies.simple import DoNothing, Fixed, Random, surface_of
 
 #: Where the rules of a surface live: the classes in a module's `RULES`.
@@ -32,14 +34,23 @@ def policy(name: str, surface: str) -> Policy:
         return _SIMPLE[name](surface)
     if name.startswith("fixed:"):
         return Fixed(surface, fixed_action(name.removeprefix("fixed:"), surface), name)
+    if (path := trained_file(name)) is not None:
+        return trained.load(path, surface, name=name)
     if ":" in name:
         return _own(name, surface)
     found = _rules(surface)
     if name not in found:
-        known = (*policy_names(surface), "fixed:ACTION", "module:Class")
+        known = (*policy_names(surface), "fixed:ACTION", "PATH.npz", "module:Class")
         raise UnknownNameError(f"policy of surface '{surface}'", name, known)
     made: Policy = found[name]()
     return made
+
+
+def trained_file(name: str) -> str | None:
+    """The path in `file:PATH`, or a name that is one; None for any other name."""
+    if name.startswith("file:"):
+        return name.removeprefix("file:")
+    return name if name.endswith(trained.SUFFIX) else None
 
 
 def _rules(surface: str) -> dict[str, type[Any]]:
