@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +19,8 @@ import numpy.typing as npt
 import inferencegym
 from inferencegym.decision.knobs import GRID, LEVERS, QUANTIZATION_TIERS
 from inferencegym.decision.paging import NAMES
-from inferencegym.ground.errors import ConfigError, UnknownNameError
+from inferencegym.ground.archive import BROKEN, Array, read_archive, write_archive
+from inferencegym.ground.errors import ConfigError, InputError, UnknownNameError
 from inferencegym.policies.heads import HEADS, Head, find_head
 from inferencegym.policies.network import ACTIVATIONS, NetworkPolicy
 from inferencegym.policies.simple import surface_of
@@ -32,14 +30,8 @@ FORMAT = 1
 SUFFIX = ".npz"
 WEIGHTS = Path(__file__).parent / "weights"
 KINDS = ("network", "table")
-_MOST_BYTES, _MOST_NOTES, _MOST_LAYERS = 32 * 1024 * 1024, 64 * 1024, 8
+_MOST_BYTES, _MOST_LAYERS = 32 * 1024 * 1024, 8
 _WRITTEN_BY = "a file that `inferencegym train` wrote"
-#: What NumPy and zipfile raise over bytes that are not what they seem.
-_BROKEN = (
-    zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, RuntimeError,
-    SyntaxError, MemoryError, AttributeError,
-)  # fmt: skip
-Array = npt.NDArray[Any]
 Trained = NetworkPolicy | TablePolicy
 
 
@@ -87,12 +79,7 @@ def save(path: Path | str, notes: Notes, arrays: dict[str, Array]) -> Path:
         raise ConfigError("policy", f"'{target.name}'", allowed=f"a name that ends in {SUFFIX}")
     told = {"format": FORMAT, **asdict(notes)}
     told |= {"head_version": find_head(notes.surface, notes.head).version, "surface_version": surface_version(notes.surface)}  # fmt: skip
-    text = np.frombuffer(json.dumps(told, sort_keys=True).encode(), np.uint8)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
-        np.savez(file, allow_pickle=False, notes=text, **arrays)
-    unfinished.replace(target)
+    write_archive(target, told, arrays)
     return target
 
 
@@ -110,7 +97,7 @@ def load(path: Path | str, surface: str | None = None, *, name: str | None = Non
         return build(notes, arrays, name=name or source.stem)
     except UnknownNameError as error:
         raise _none(source, str(error)) from error
-    except _BROKEN as error:
+    except BROKEN as error:
         if isinstance(error, ConfigError):
             raise ConfigError("policy", f"'{source}': {error}") from error
         raise _none(source, str(error)) from error
@@ -122,13 +109,13 @@ def read(path: Path | str) -> tuple[Notes, dict[str, Array]]:
     if not source.is_file():
         raise ConfigError("policy", f"there is no file '{source}'", allowed=_WRITTEN_BY)
     try:
-        told, arrays = _unpack(source)
+        told, arrays = read_archive(source, most_bytes=_MOST_BYTES)
         if told.pop("format", None) != FORMAT:
             raise ValueError(f"it is not written in format {FORMAT}")
         notes = Notes(**told)
         _check_kinds(notes)
-    except _BROKEN as error:
-        raise _none(source, str(error)) from error
+    except BROKEN as error:
+        raise _none(source, error.problem if isinstance(error, InputError) else str(error)) from error
     return notes, arrays
 
 
@@ -185,22 +172,6 @@ def _floats(arrays: dict[str, Array], name: str, shape: tuple[int, ...]) -> npt.
     if not np.isfinite(found).all():
         raise ValueError(f"{name} holds a number that is none")
     return found
-
-
-def _unpack(source: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    with zipfile.ZipFile(source) as zipped:
-        size = sum(member.file_size for member in zipped.infolist())
-    if size > _MOST_BYTES:
-        raise ValueError(f"it is larger than {_MOST_BYTES // 2**20} MiB")
-    with np.load(source, allow_pickle=False) as data:
-        arrays = {key: data[key] for key in data.files}
-    text = arrays.pop("notes").tobytes()
-    if len(text) > _MOST_NOTES:
-        raise ValueError("its notes are too long")
-    told = json.loads(text)
-    if not isinstance(told, dict):
-        raise ValueError("its notes are no object")
-    return told, arrays
 
 
 def _check_kinds(notes: Notes) -> None:
