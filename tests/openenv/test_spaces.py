@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import sys
@@ -12,7 +11,7 @@ import pytest
 
 pytest.importorskip("openenv.core", reason="the extra 'openenv' is not installed")
 
-from openenv.cli._validation import validate_running_environment
+from openenv.cli._validation import validate_multi_mode_deployment, validate_running_environment
 from openenv.validation import CheckStatus, Level, Verdict, run_validation
 
 SPACES = Path(__file__).resolve().parents[2] / "spaces"
@@ -27,42 +26,8 @@ def loaded(name, path, package=None):
     return module
 
 
-@pytest.fixture(scope="module")
-def assemble():
-    return loaded("assemble_spaces", SPACES / "assemble.py").assemble
-
-
-class Loopback:
-    """A provider that has the server running already, on this machine."""
-
-    name = "loopback"
-    supported_network_modes = frozenset({"public"})
-
-    def __init__(self, url):
-        from openenv.validation.types import ProviderCapability
-
-        self.capabilities = frozenset({ProviderCapability.IMAGE_BUILD})
-        self.base_url = url
-
-    def build(self, root, execution):
-        assert (root / execution.dockerfile).is_file()
-        return "sha256:" + hashlib.sha256(str(root).encode()).hexdigest()
-
-    def start(self, spec):
-        assert spec.resources.memory_mb >= 1024
-        return self
-
-    def inspect(self):
-        return {"provider": self.name}
-
-    def logs(self, max_bytes=65536):
-        return ""
-
-    def exec(self, argv, timeout_s):
-        raise NotImplementedError
-
-    def stop(self):
-        pass
+assemble = loaded("assemble_spaces", SPACES / "assemble.py").assemble
+loopback = loaded("loopback_provider", SPACES / "loopback.py")
 
 
 @pytest.mark.parametrize("space", FAMILIES)
@@ -71,14 +36,28 @@ def test_the_folder_passes_the_static_level(space):
     assert report.verdict == Verdict.PASS, report
 
 
+@pytest.mark.parametrize("space", FAMILIES)
+def test_the_default_level_finds_nothing_wrong_and_nothing_left_undone_that_could_be(space):
+    """PASS is not to be had in 0.10.0, since most of its checks are not built; what is skipped says that, or that an image is needed."""
+    report = run_validation(SPACES / space, max_level=Level.SEMANTIC)
+    assert report.verdict == Verdict.WARN
+    assert {check.status for check in report.results} == {CheckStatus.PASS, CheckStatus.SKIP}
+    reasons = {line for check in report.results if check.status == CheckStatus.SKIP for line in check.evidence}
+    assert reasons == {
+        "grader not implemented in this build",
+        "missing validation.execution declaration and runtime plan",
+        "unmet dependency: runtime.startup",
+    }
+
+
 # OpenEnv's own validator uses what is deprecated.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("space", FAMILIES)
-def test_the_assembled_folder_passes_the_runtime_checks(space, assemble, tmp_path, serve_server, paging_server):
+def test_the_assembled_folder_passes_every_check_that_is_built(space, tmp_path):
+    """Its own server runs, as the image starts it, on loopback."""
     folder = assemble(space, tmp_path / "out", wheel=False)
-    server = serve_server if FAMILIES[space] == "llmserve" else paging_server
-    report = run_validation(folder, max_level=Level.RUNTIME, provider=Loopback(server.url))
-    found = {check.check_id: check.status for check in report.results}
+    report = run_validation(folder, max_level=Level.SEMANTIC, provider=loopback.Loopback())
+    found = {check.check_id: check for check in report.results}
     for wanted in (
         "static.manifest",
         "runtime.startup",
@@ -86,8 +65,22 @@ def test_the_assembled_folder_passes_the_runtime_checks(space, assemble, tmp_pat
         "runtime.reward_well_formed",
         "runtime.state_contract",
     ):
-        assert found[wanted] == CheckStatus.PASS, [check for check in report.results if check.check_id == wanted]
-    assert report.verdict != Verdict.FAIL
+        assert found[wanted].status == CheckStatus.PASS, found[wanted]
+    for check in report.results:
+        assert check.status != CheckStatus.FAIL, check
+        assert check.status != CheckStatus.ERROR, check
+        if check.status == CheckStatus.SKIP and check.check_id != "runtime.network_policy":
+            assert list(check.evidence) == ["grader not implemented in this build"]
+    assert report.verdict == Verdict.WARN
+
+
+@pytest.mark.parametrize("space", FAMILIES)
+def test_the_old_structure_check_misses_only_a_lock_file(space, tmp_path):
+    """Versions are pinned in constraints.txt, which pip reads; no command of 0.10.0 asks for uv.lock."""
+    folder = assemble(space, tmp_path / "out", wheel=False)
+    assert (folder / "constraints.txt").read_text().count("==") > 100
+    _, issues = validate_multi_mode_deployment(folder)
+    assert issues == ["Missing uv.lock - run 'uv lock' to generate it"]
 
 
 @pytest.mark.parametrize("space", FAMILIES)
