@@ -28,6 +28,10 @@ VERBS = {
         "Compare policies on tasks, with intervals, beside the best configuration that never changes.",
         "inferencegym.cli.evaluate:evaluate",
     ),
+    "train": (
+        "Train a policy for a task; the best on validation scenarios is kept as one small file.",
+        "inferencegym.cli.train:train",
+    ),
     "replay": (
         "Show a record of an episode; with --verify, play it again and grade what comes out.",
         "inferencegym.cli.replay:replay",

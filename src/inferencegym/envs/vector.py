@@ -21,6 +21,7 @@ from gymnasium.vector.utils import batch_space
 from inferencegym.decision.columns import Float32s, Masks
 from inferencegym.decision.encodings import Encoding, find_encoding
 from inferencegym.decision.knobs import check_levers
+from inferencegym.decision.paging import NOTHING
 from inferencegym.envs.batch import Batch, Task
 from inferencegym.envs.encodings import space_of
 from inferencegym.envs.env import as_array, check_draw, find_task, observation_space, outcome_info, wanted
@@ -131,6 +132,45 @@ class PlantVectorEnv(VectorEnv[Float32s, npt.NDArray[Any], npt.NDArray[Any]]):
         """Each row's own chance."""
         return tuple(rng if rng is not None else seeding.np_random()[0] for rng in self._rngs)
 
+    @property
+    def taken(self) -> npt.NDArray[Any]:
+        """The dense actions of the last step, int64[n] or float64[n, 6]: the environment's own array."""
+        assert self._batch is not None, "step() comes first"
+        return self._batch.actions
+
+    @property
+    def standing(self) -> tuple[npt.NDArray[np.int64], list[dict[str, Any]]]:
+        """Each row's scenario (index), and the state of its chance: with the actions taken since, all that `stand` needs."""
+        if self._batch is None:
+            raise ConfigError("env", "the environment was never reset", allowed="call reset() first")
+        return self._index.copy(), [dict(rng.bit_generator.state) for rng in self._rngs if rng is not None]
+
+    def stand(
+        self, scenarios: npt.NDArray[np.int64], chance: Sequence[dict[str, Any]], actions: Sequence[npt.NDArray[Any]]
+    ) -> Float32s:
+        """Put every row where it once stood, by playing its scenario again: row i's dense actions so far are `actions[i]`. Observations as `step`'s."""
+        if not len(scenarios) == len(chance) == len(actions) == self.num_envs:
+            raise ConfigError("rows", f"{len(scenarios)} rows were kept", allowed=f"{self.num_envs}")
+        self.reset(seed=0, options={"scenario": scenarios})
+        batch = self._batch
+        assert batch is not None
+        longest = max(len(row) for row in actions)
+        for t in range(longest):
+            # Rows begin late enough to arrive together; until then they idle.
+            for i, row in enumerate(actions):
+                at = t - (longest - len(row))
+                if at == 0 or (at < 0 and (batch.terminated[i] or batch.truncated[i])):
+                    batch.start(i, scenario(self.split, int(scenarios[i])))
+                batch.actions[i] = row[at] if at >= 0 else idle(self.task)
+            batch.step()
+        for i, row in enumerate(actions):
+            if len(row) == 0:
+                batch.start(i, scenario(self.split, int(scenarios[i])))
+        for rng, state in zip(self._rngs, chance, strict=True):
+            assert rng is not None
+            rng.bit_generator.state = state
+        return batch.observations.copy()
+
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
             "a vector environment cannot be pickled; make a new one from its arguments (single environments can)"
@@ -224,3 +264,8 @@ class PlantVectorEnv(VectorEnv[Float32s, npt.NDArray[Any], npt.NDArray[Any]]):
             check_levers(actions)
             return actions
         return self.encoding.levers(actions, batch.observations)
+
+
+def idle(task: Task) -> Any:
+    """The dense action that leaves everything as it is."""
+    return NOTHING if task.surface.name == "paging" else np.nan

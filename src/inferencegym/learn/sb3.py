@@ -20,6 +20,7 @@ from inferencegym.envs.batch import Task
 from inferencegym.envs.splits import SPLIT_SIZE
 from inferencegym.envs.vector import PlantVectorEnv
 from inferencegym.ground.errors import ConfigError, MissingExtraError
+from inferencegym.learn.rows import Rows
 
 try:
     from stable_baselines3.common.vec_env import VecEnv
@@ -30,12 +31,12 @@ except ImportError as error:
 class PlantVecEnv(VecEnv):  # type: ignore[misc]
     """A `PlantVectorEnv` as Stable-Baselines3 wants it: automatic resets with `terminal_observation`, masks by `env_method("action_masks")`."""
 
-    def __init__(self, vector: PlantVectorEnv) -> None:
+    def __init__(self, vector: PlantVectorEnv, *, resumable: bool = False) -> None:
+        """`resumable`: keep the actions of episodes that are going on, so that `rows.keep` can say where every row stands."""
         self.vector = vector
         self._actions: npt.NDArray[Any] | None = None
         super().__init__(vector.num_envs, vector.single_observation_space, vector.single_action_space)
-        self._returns = np.zeros(self.num_envs)
-        self._lengths = np.zeros(self.num_envs, np.int64)
+        self.rows = Rows(vector, resumable=resumable)
         self._since = time.monotonic()
 
     def reset(self) -> npt.NDArray[np.float32]:
@@ -44,7 +45,7 @@ class PlantVecEnv(VecEnv):  # type: ignore[misc]
         observations, _ = self.vector.reset(seed=list(self._seeds) if given else None, options=self._options[0] or None)
         self._reset_seeds()
         self._reset_options()
-        self._returns[:], self._lengths[:] = 0.0, 0
+        self.rows.clear()
         return observations
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
@@ -57,17 +58,16 @@ class PlantVecEnv(VecEnv):  # type: ignore[misc]
         """Take a step in every row."""
         assert self._actions is not None, "step_async comes first"
         observations, rewards, terminated, truncated, found = self.vector.step(self._actions)
-        self._returns += rewards
-        self._lengths += 1
+        self.rows.add(rewards)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         over = terminated | truncated
         for i in np.flatnonzero(over).tolist():
+            total, length = self.rows.end(i)
+            value = float(found["final_info"]["outcome"]["value"][i])
             infos[i] = {
-                "terminal_observation": found["final_obs"][i], "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
-                "value": float(found["final_info"]["outcome"]["value"][i]),
-                "episode": {"r": float(self._returns[i]), "l": int(self._lengths[i]), "t": round(time.monotonic() - self._since, 6)},
+                "terminal_observation": found["final_obs"][i], "TimeLimit.truncated": bool(truncated[i] and not terminated[i]), "value": value,
+                "episode": {"r": total, "l": length, "t": round(time.monotonic() - self._since, 6), "value": value},
             }  # fmt: skip
-            self._returns[i], self._lengths[i] = 0.0, 0
         return observations, rewards.astype(np.float32), over, infos
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
@@ -116,9 +116,11 @@ def vec_env(
     scenarios: int = SPLIT_SIZE,
     encoding: str = "multidiscrete",
     seed: int | None = None,
+    resumable: bool = False,
 ) -> PlantVecEnv:
     """N episodes of a task for a learner; the arguments are those of `PlantVectorEnv`. Take `preset` or `delta` for DQN on knobs."""
-    made = PlantVecEnv(PlantVectorEnv(n, task, split=split, scenarios=scenarios, encoding=encoding))
+    vector = PlantVectorEnv(n, task, split=split, scenarios=scenarios, encoding=encoding)
+    made = PlantVecEnv(vector, resumable=resumable)
     if seed is not None:
         made.seed(seed)
     return made

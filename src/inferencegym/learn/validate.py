@@ -1,0 +1,42 @@
+"""How good a policy is in the middle of its training: mean value on scenarios that are kept for that, all played side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from inferencegym.envs.actors import BEST_STATIC, actor
+from inferencegym.envs.batch import Task
+from inferencegym.envs.episode import record
+from inferencegym.envs.grade import load_anchors
+from inferencegym.envs.splits import scenario
+from inferencegym.policies.trained import Trained
+
+SPLIT = "validation"
+
+
+def values_of(policy: Trained, task: Task, indices: Sequence[int], *, split: str = SPLIT) -> list[float]:
+    """The value of the episode that a trained policy plays on each scenario."""
+    n = len(indices)
+    batch = task.batch(n)
+    for row, index in enumerate(indices):
+        batch.start(row, scenario(split, index))
+    found: dict[int, float] = {}
+    while len(found) < n:
+        scores = policy.scores_of(batch.observations)
+        batch.actions[:] = policy.head.rows(scores, batch.observations, batch.masks)
+        batch.step()
+        for row in np.flatnonzero(batch.terminated | batch.truncated).tolist():
+            found.setdefault(row, batch.outcome(row).value)
+            # A row that is done goes round again until all are.
+            batch.start(row, scenario(split, indices[row]))
+    return [found[row] for row in range(n)]
+
+
+def best_static(task: Task, indices: Sequence[int], *, split: str = SPLIT) -> float | None:
+    """Mean value, on the same scenarios, of the best configuration that never changes; None where it was never searched."""
+    if load_anchors(task) is None:
+        return None
+    fixed = actor(BEST_STATIC, task)
+    return float(np.mean([record(task, fixed, split=split, scenario=index).value for index in indices]))
