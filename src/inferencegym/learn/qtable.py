@@ -22,7 +22,7 @@ from inferencegym.policies.heads import find_head
 from inferencegym.policies.simple import surface_of
 from inferencegym.policies.table import Cells
 
-#: Columns and the values (natural units) at which they are cut: 1,512 cells on paging, 576 on knobs.
+#: Columns and the values (natural units) at which they are cut: 2,016 cells on paging, 576 on knobs.
 CUTS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "paging": {
         "gpu_utilization_pct": (0.5, 0.7, 0.8, 0.88, 0.94, 0.98),
