@@ -147,7 +147,7 @@ class _Training:
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.task = catalogue.task(config.task)
-        self.learner = _learner(config, self.task)
+        self.learner = make_learner(config, self.task)
         self.columns = (*_ACCOUNT, *self.learner.figures, *_JUDGED)
         self.curve: list[dict[str, float | None]] = []
         self.best: tuple[Notes, dict[str, Array]] | None = None
@@ -305,11 +305,16 @@ class _Board:
             self._writer.close()
 
 
-def _learner(config: TrainConfig, task: Task) -> Learner:
+def make_learner(config: TrainConfig, task: Task) -> Learner:
+    """The algorithm of the settings, at its beginning."""
     if config.algorithm == "q-table":
         from inferencegym.learn.qtable import TableLearner
 
         return TableLearner(config, task)
+    if config.algorithm == "forks":
+        from inferencegym.learn.forklearner import ForkLearner
+
+        return ForkLearner(config, task)
     from inferencegym.learn.learners import DQNLearner, PPOLearner
 
     return (PPOLearner if ALGORITHMS[config.algorithm] is PPO else DQNLearner)(config, task)

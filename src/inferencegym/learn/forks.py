@@ -1,0 +1,197 @@
+"""What each knob's other settings would have earned, measured on forks of the running deployment: the teacher of `learn.forklearner`.
+
+A policy plays a training scenario. At some windows the deployment is copied; every copy sets one knob otherwise for one window, then all go on as
+the policy would, through the same traffic. What a copy earns more than the one that followed the policy is that setting's advantage. Copies
+share their future, so chance cancels out: one measurement says what thousands of episodes' returns would.
+
+Only training scenarios are looked into; the policy itself sees what any policy sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing import get_context
+from os import sched_getaffinity
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+
+from inferencegym.decision.columns import Float32s, Floats, Masks
+from inferencegym.decision.knobs import GRID, LEVERS, OFFSETS
+from inferencegym.envs import catalogue
+from inferencegym.envs.llmserve import ServeBatch
+from inferencegym.envs.serve_planner import unfinished
+from inferencegym.envs.serve_task import ServeTask
+from inferencegym.envs.splits import scenario
+from inferencegym.ground.archive import Array
+from inferencegym.ground.rng import stream
+from inferencegym.learn.config import Forks
+from inferencegym.policies.heads import GridHead
+from inferencegym.policies.trained import Notes, Trained, build
+
+_GRIDS = tuple(np.array(values) for values in GRID.values())
+#: Which knob each of the 36 choices is of, and where it stands in that knob's grid.
+_KNOB = np.repeat(np.arange(len(LEVERS)), [len(values) for values in _GRIDS])
+_PLACE = np.concatenate([np.arange(len(values)) for values in _GRIDS])
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """n situations of one policy, and what was found on their forks."""
+
+    observations: Float32s
+    """float32[n, k]."""
+    masks: Masks
+    """int8[n, 36]."""
+    advantages: Float32s
+    """float32[n, 36]: value above following the policy; 0 where nothing was tried."""
+    weights: Float32s
+    """float32[n, 36]: one over the chance with which a choice was tried; 0 where it was not."""
+    values: Floats
+    """float64[episodes]: what the policy, its choices drawn, earned in each."""
+    windows: int
+    """Windows that were simulated for it."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Measured]) -> Measured:
+        """All of them, in order."""
+        return cls(
+            np.concatenate([part.observations for part in parts]),
+            np.concatenate([part.masks for part in parts]),
+            np.concatenate([part.advantages for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            sum(part.windows for part in parts),
+        )
+
+
+class Teacher:
+    """Measures advantages on one task; see `measure`."""
+
+    def __init__(self, task: ServeTask, settings: Forks) -> None:
+        self.task, self.settings = task, settings
+        self._head = GridHead()
+        self._main = task.batch(1)
+        self._copies: ServeBatch = task.batch(1 + OFFSETS[-1])
+
+    def measure(self, arrays: dict[str, Array], number: int, chance: np.random.Generator) -> Measured:
+        """Play scenario `number` (as `envs.splits.scenario` counts) with the network of `arrays`, its choices drawn by `chance`."""
+        policy = build(_notes(), arrays)
+        main, given = self._main, self.settings
+        main.start(0, number)
+        marked = chance.random(self.task.steps) < given.measured_windows / self.task.steps
+        found: list[tuple[Float32s, Masks, Float32s, Float32s]] = []
+        windows = self.task.steps
+        for window in range(self.task.steps):
+            seen, masks = main.observations, main.masks
+            logits = np.where(masks == 1, policy.scores_of(seen), np.float32(-np.inf))
+            if marked[window]:
+                advantages, weights, spent = self._advantages(policy, logits[0], chance)
+                found.append((seen[0].copy(), masks[0].copy(), advantages, weights))
+                windows += spent
+            drawn = logits + chance.gumbel(size=logits.shape).astype(np.float32)
+            main.actions[:] = self._head.rows(drawn, seen, masks)
+            main.step()
+        values = main.value_terms.sum(axis=1)
+        if not found:
+            wide = (0, OFFSETS[-1])
+            none = np.zeros(wide, np.float32)
+            return Measured(
+                np.zeros((0, seen.shape[1]), np.float32), np.zeros(wide, np.int8), none, none, values, windows
+            )
+        seen_at, masked, advantages, weights = (np.stack(column) for column in zip(*found, strict=True))
+        return Measured(seen_at, masked, advantages, weights, values, windows)
+
+    def _advantages(
+        self, policy: Trained, logits: Float32s, chance: np.random.Generator
+    ) -> tuple[Float32s, Float32s, int]:
+        main, copies, given = self._main, self._copies, self.settings
+        own = self._head.rows(logits[None], main.observations, main.masks)[0]
+        odds = _odds(logits)
+        chances = np.where(odds > 0.0, np.clip(given.eagerness * odds, given.least_chance, 1.0), 0.0)
+        others = np.array([_GRIDS[k][j] for k, j in zip(_KNOB, _PLACE, strict=True)]) != own[_KNOB]
+        tried = np.flatnonzero(others & (chance.random(len(odds)) < chances))
+        n = 1 + len(tried)
+        copies.copy_from(main, 0, n)
+        first = np.tile(own, (n, 1))
+        first[np.arange(1, n), _KNOB[tried]] = [_GRIDS[_KNOB[c]][_PLACE[c]] for c in tried]
+        horizon = min(given.horizon, self.task.steps - int(main.windows_done[0]))
+        copies.actions[:n] = first
+        copies.step()
+        for _ in range(horizon - 1):
+            scores = policy.scores_of(copies.observations[:n])
+            copies.actions[:n] = self._head.rows(scores, copies.observations[:n], copies.masks[:n])
+            copies.step()
+        worth = (copies.value_terms.sum(axis=1) + unfinished(copies))[:n]
+        advantages = np.zeros(len(odds), np.float32)
+        weights = np.zeros(len(odds), np.float32)
+        advantages[tried] = worth[1:] - worth[0]
+        weights[tried] = 1.0 / chances[tried]
+        # What the policy does itself is known to be worth nothing more.
+        weights[~others] = 1.0
+        return advantages, weights, n * horizon
+
+
+class Crew:
+    """Teachers in processes of their own. What they find depends on seed, update and episode only, never on how many they are."""
+
+    def __init__(self, task: str, settings: Forks, seed: int, scenarios: int, workers: int | None = None) -> None:
+        """`task`: name or file, since each process makes its own; `workers`: unset, one for each processor this process may use."""
+        self.task, self.settings, self.seed, self.scenarios = task, settings, seed, scenarios
+        self.workers = len(sched_getaffinity(0)) if workers is None else workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def measure(self, arrays: dict[str, Array], update: int) -> Measured:
+        """The update's episodes, all played and measured by the policy of `arrays`."""
+        jobs = [(arrays, self.seed, update, episode, self.scenarios) for episode in range(self.settings.episodes)]
+        return Measured.joined(list(self._found(jobs)))
+
+    def _found(self, jobs: list[tuple[dict[str, Array], int, int, int, int]]) -> Iterator[Measured]:
+        if self.workers == 1:
+            _hire(self.task, self.settings)
+            yield from (_work(job) for job in jobs)
+            return
+        if self._pool is None:
+            # Fresh processes: a forked one would inherit locks of threads that are not there.
+            self._pool = ProcessPoolExecutor(
+                self.workers, mp_context=get_context("spawn"), initializer=_hire, initargs=(self.task, self.settings)
+            )
+            # They go when their crew is forgotten.
+            finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        yield from self._pool.map(_work, jobs)
+
+
+_hired: dict[str, Teacher] = {}
+
+
+def _hire(task: str, settings: Forks) -> None:
+    key = repr((task, settings))
+    if key not in _hired:
+        _hired.clear()
+        found: Any = catalogue.task(task)
+        _hired[key] = Teacher(found, settings)
+
+
+def _work(job: tuple[dict[str, Array], int, int, int, int]) -> Measured:
+    arrays, seed, update, episode, scenarios = job
+    chance = stream(seed, f"forks/{update}/{episode}")
+    (teacher,) = _hired.values()
+    return teacher.measure(arrays, scenario("train", int(chance.integers(scenarios))), chance)
+
+
+def _odds(logits: Float32s) -> Floats:
+    """float64[36]: the chance of every choice among its knob's; 0 where it is masked."""
+    odds = np.zeros(len(logits))
+    for start, end in pairwise(OFFSETS):
+        part = logits[start:end].astype(np.float64)
+        grown = np.exp(part - part.max())
+        odds[start:end] = grown / grown.sum()
+    return odds
+
+
+def _notes() -> Notes:
+    return Notes("network", "knobs", "multidiscrete", "", "", "forks", 0, "", 0, activation="tanh")
