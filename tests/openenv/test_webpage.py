@@ -18,6 +18,7 @@ from openenv.cli._validation import validate_running_environment
 from openenv.core.env_server.web_interface import WebInterfaceManager
 
 from inferencegym.envs.openenv import webpage
+from inferencegym.envs.openenv.app import make_app
 from inferencegym.envs.openenv.environment import ENVIRONMENTS
 from inferencegym.envs.openenv.models import PagingAction, PagingObservation, ServeAction, ServeObservation
 from inferencegym.policies.catalogue import policy_names
@@ -144,6 +145,27 @@ def test_the_page_answers_and_says_what_it_is(web, http):
     stepped = http.post(f"{web.url}/web/step", json={"action": action})
     assert begun.status_code == stepped.status_code == 200
     assert http.get(f"{web.url}/web/state").json()["seed"] == 5
+
+
+def test_the_page_refuses_what_is_wrong(web, http):
+    http.post(f"{web.url}/web/reset", json={"seed": 2})
+    wrong = {"llmserve": {"batch_cap": 9999}, "pagedkv": {"action_id": 18}}[web.family]
+    assert http.post(f"{web.url}/web/step", json={"action": wrong}).status_code == 422
+    assert http.post(f"{web.url}/web/reset", json={"task_id": "no such task"}).status_code == 400
+    state = http.get(f"{web.url}/web/state").json()
+    assert (state["seed"], state["step_count"]) == (2, 0)
+
+
+@pytest.mark.parametrize(("wanted", "told"), [(None, False), ("True", True)])
+def test_nobody_is_told_that_the_page_is_used(wanted, told, monkeypatch):
+    """Gradio's reports are off unless the person who starts the server wants them."""
+    from gradio.analytics import analytics_enabled
+
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", wanted or "")
+    if wanted is None:
+        monkeypatch.delenv("GRADIO_ANALYTICS_ENABLED")
+    make_app("pagedkv")
+    assert analytics_enabled() == told
 
 
 def test_a_server_with_its_page_passes_all_six_url_checks(web):

@@ -25,6 +25,8 @@ from inferencegym.envs.openenv import api, routes, webpage
 from inferencegym.envs.openenv.environment import ENVIRONMENTS, PlantEnvironment
 from inferencegym.envs.openenv.metrics import Meter, expose
 from inferencegym.envs.openenv.models import PagingAction, ServeAction
+from inferencegym.envs.openenv.real import RealSettings
+from inferencegym.envs.openenv.real_task import RealServeEnvironment
 from inferencegym.envs.openenv.sessions import FullError, SessionTable, UnknownSessionError
 from inferencegym.ground.errors import ConfigError, InferenceGymError, UnknownNameError
 
@@ -73,12 +75,18 @@ def make_app(family: str = "llmserve", limits: Limits | None = None) -> FastAPI:
     if family not in ENVIRONMENTS:
         raise UnknownNameError("family", family, tuple(ENVIRONMENTS))
     mode = os.environ.get("LLMSERVE_MODE", "sim")
-    if mode != "sim":
-        raise ConfigError("LLMSERVE_MODE", f"'{mode}' is not there", allowed="sim")
+    if mode not in ("sim", "real"):
+        raise ConfigError("LLMSERVE_MODE", f"'{mode}' is not there", allowed="sim, real")
+    if mode == "real" and family != "llmserve":
+        raise ConfigError("LLMSERVE_MODE", f"there is no real mode of {family}", allowed="sim")
+    real = RealSettings.from_environment() if mode == "real" else None
     limits = limits or Limits.from_environment()
+    # Gradio reports its use to its makers unless told not to.
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     meter = Meter(family)
-    base = ENVIRONMENTS[family]
-    made: type[PlantEnvironment] = type(base.__name__, (base,), {"meter": meter})
+    base = ENVIRONMENTS[family] if real is None else RealServeEnvironment
+    own = {"meter": meter} if real is None else {"meter": meter, "settings": real}
+    made: type[PlantEnvironment] = type(base.__name__, (base,), own)
     app: FastAPI = create_app(
         made, ACTIONS[family], made.observation_cls, env_name=f"{family}_env", state_cls=made.state_cls,
         concurrency_config=ConcurrencyConfig(max_concurrent_envs=limits.sessions, session_timeout=limits.idle_s),
@@ -86,8 +94,8 @@ def make_app(family: str = "llmserve", limits: Limits | None = None) -> FastAPI:
     )  # fmt: skip
     app.version = inferencegym.__version__
     table = SessionTable(made, cap=limits.sessions, idle_s=limits.idle_s)
-    _replace_stateless_routes(app, family, table)
-    app.include_router(routes.about(family, table))
+    _replace_stateless_routes(app, family, table, made)
+    app.include_router(routes.about(family, table, real))
     if family == "pagedkv":
         app.include_router(api.paging())
     if not any(getattr(route, "path", "") == "/web" for route in app.router.routes):
@@ -100,7 +108,7 @@ def make_app(family: str = "llmserve", limits: Limits | None = None) -> FastAPI:
     return app
 
 
-def _replace_stateless_routes(app: FastAPI, family: str, table: SessionTable) -> None:
+def _replace_stateless_routes(app: FastAPI, family: str, table: SessionTable, made: type[PlantEnvironment]) -> None:
     """OpenEnv's reset, step and state build a new environment for each call; ours hold an episode, and stand alone under these paths."""
     ours = {("/reset", "POST"), ("/step", "POST"), ("/state", "GET")}
     before = len(app.router.routes)
@@ -111,7 +119,7 @@ def _replace_stateless_routes(app: FastAPI, family: str, table: SessionTable) ->
     ]
     # In production mode (OPENENV_MODE) there are none, and there must be none.
     if len(app.router.routes) < before:
-        app.include_router(routes.episodes(family, table))
+        app.include_router(routes.episodes(family, table, made))
 
 
 def _close_at_the_end(app: FastAPI, table: SessionTable) -> None:
