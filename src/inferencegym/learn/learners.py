@@ -126,7 +126,14 @@ class _Learner:
 class PPOLearner(_Learner):
     """PPO and MaskablePPO; without masks the two are the same algorithm, so one class serves both."""
 
-    figures: tuple[str, ...] = ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction", "explained_variance")
+    figures: tuple[str, ...] = (
+        "policy_gradient_loss",
+        "value_loss",
+        "entropy_loss",
+        "approx_kl",
+        "clip_fraction",
+        "explained_variance",
+    )
 
     def __init__(self, config: TrainConfig, task: Any) -> None:
         super().__init__(config)
