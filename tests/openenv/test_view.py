@@ -118,6 +118,10 @@ def test_a_crash_is_told_and_drawn():
     assert seen.terminated
     html = environment.render_web({})
     assert "crashed" in text(html)
+    wanted = sum(blocks for _, blocks in poolview.look(environment._batch, 0).owners)
+    assert wanted > 10_000
+    assert f"{wanted:,} KV blocks wanted, there are 10,000" in text(html)
+    assert sum(drawn_cells(html, colour) for _, colour, _ in poolview.KINDS) == pytest.approx(10_000)
     assert tree(html) is not None
 
 

@@ -158,9 +158,12 @@ def _map(pool: Pool, top: float) -> tuple[str, float]:
     rows = math.ceil(pool.gpu_blocks / per_cell / MAP_COLUMNS)
     used = sum(blocks for _, blocks in pool.owners)
     free = max(pool.gpu_blocks - used, 0)
+    said = f"{used:,} of {pool.gpu_blocks:,} KV blocks in use"
+    if used > pool.gpu_blocks:
+        said = f"{used:,} KV blocks wanted, there are {pool.gpu_blocks:,}"
     each = "a cell is a block" if per_cell == 1 else f"a cell is {per_cell} blocks"
     parts = [
-        f"<text x='8' y='{top + 9:.0f}' class='t'>GPU: {used:,} of {pool.gpu_blocks:,} KV blocks in use <tspan fill='{SOFT}'>{each}; a change of"
+        f"<text x='8' y='{top + 9:.0f}' class='t'>GPU: {said} <tspan fill='{SOFT}'>{each}; a change of"
         " shade is another owner</tspan></text>"
     ]
     begin = top + 14
@@ -183,10 +186,10 @@ def _map(pool: Pool, top: float) -> tuple[str, float]:
         counts[kind] += 1
     for i, (name, colour, _) in enumerate([*KINDS, ("not used", PANEL, "")]):
         x, y = 8 + (i % 4) * 156, key_at + (i // 4) * 14
-        said = f"{free:,}" if i == len(KINDS) else f"{sums[i]:,} in {counts[i]}" if counts[i] else "0"
+        count = f"{free:,}" if i == len(KINDS) else f"{sums[i]:,} in {counts[i]}" if counts[i] else "0"
         parts.append(
             f"<rect x='{x}' y='{y - 8:.1f}' width='9' height='9' fill='{colour}' stroke='{RULE}'/><text x='{x + 13}' y='{y:.1f}' class='t'>{name}"
-            f" <tspan fill='{SOFT}'>{said}</tspan></text>"
+            f" <tspan fill='{SOFT}'>{count}</tspan></text>"
         )
     return "".join(parts), key_at + 18 - top
 
