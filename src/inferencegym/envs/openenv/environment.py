@@ -124,7 +124,7 @@ class PlantEnvironment(Environment):
             isinstance(episode_id, str) and 0 < len(episode_id) <= MOST_ID and episode_id.isprintable()
         ):
             raise ConfigError("episode_id", "is no text of usual length", allowed=f"1..{MOST_ID} printable letters")
-        task = tasks.find(self.family, tasks.DEFAULTS[self.family] if task_id is None else str(task_id))
+        task = self._find(tasks.DEFAULTS[self.family] if task_id is None else str(task_id))
         number = self._begun if seed is None else _whole("seed", seed)
         scenario = tasks.scenario_of(str(split), number)
         self._begin(task, scenario)
@@ -145,30 +145,13 @@ class PlantEnvironment(Environment):
     def step(self, action: Any, timeout_s: float | None = None, **others: Any) -> Any:
         """Take one decision. After the end nothing happens any more: `done` stays true and the metadata say so."""
         del timeout_s, others
-        self._open()
-        batch, task = self._batch, self._task
-        if batch is None or task is None:
-            raise SessionError("the session has no episode; call reset first")
-        if self._over:
-            return self._observation(0.0, {"message": "the episode is over; call reset to begin another"})
-        since_s = time.perf_counter()
-        about = self._act(action, batch)
-        batch.step()
-        self._taken += 1
-        reward = float(batch.rewards[0])
-        self._total += reward
-        if batch.terminated[0] or batch.truncated[0]:
-            self._over = True
-            about["grade"] = self.grade()
-        observation = self._observation(reward, about)
-        self._apply_rubric(action, observation)
-        if self._course is not None:
-            self._watch(view.said(action, about), reward, observation.reward_terms)
-        if self.meter is not None:
-            self.meter.stepped(since_s)
-            if self._over:
-                self.meter.finished(task.name, crashed=bool(batch.terminated[0]))
-        return observation
+        about = self._enter(action)
+        if about is None:
+            return self._after_the_end()
+        since_s = self._clock()
+        assert self._batch is not None
+        self._batch.step()
+        return self._leave(action, about, since_s)
 
     async def reset_async(
         self,
@@ -238,15 +221,9 @@ class PlantEnvironment(Environment):
 
     def grade(self) -> dict[str, Any]:
         """What the whole episode came to, with its grade; ConfigError while it is not over."""
-        self._open()
-        if self._batch is None or self._task is None:
-            raise ConfigError("grader", "the session has no episode", allowed="reset, then play to the end")
-        if not self._over:
-            steps = f"{self._taken} of at most {self._task.steps} steps are played"
-            raise ConfigError(
-                "grader", f"the episode is not over: {steps}", allowed="play to the end; only whole episodes count"
-            )
-        return tasks.judged(self._task, self._batch.outcome(0), self._split, self._seed)
+        batch = self._finished()
+        assert self._task is not None
+        return tasks.judged(self._task, batch.outcome(0), self._split, self._seed)
 
     def seen(self) -> Any:
         """The latest observation once more, without a step; nothing changes."""
@@ -273,6 +250,55 @@ class PlantEnvironment(Environment):
         )
 
     # --- inside ----------------------------------------------------------------------------------------------------------
+
+    _clock = staticmethod(time.perf_counter)
+
+    def _find(self, name: str) -> Task:
+        """A task by its name."""
+        return tasks.find(self.family, name)
+
+    def _enter(self, action: Any) -> dict[str, Any] | None:
+        """Everything of a step before time passes: what is to be said of the action, or None if the episode is over."""
+        self._open()
+        if self._batch is None or self._task is None:
+            raise SessionError("the session has no episode; call reset first")
+        return None if self._over else self._act(action, self._batch)
+
+    def _after_the_end(self) -> Any:
+        return self._observation(0.0, {"message": "the episode is over; call reset to begin another"})
+
+    def _leave(self, action: Any, about: dict[str, Any], since_s: float) -> Any:
+        """Everything of a step after time has passed."""
+        batch, task = self._batch, self._task
+        assert batch is not None
+        assert task is not None
+        self._taken += 1
+        reward = float(batch.rewards[0])
+        self._total += reward
+        if batch.terminated[0] or batch.truncated[0]:
+            self._over = True
+            about["grade"] = self.grade()
+        observation = self._observation(reward, about)
+        self._apply_rubric(action, observation)
+        if self._course is not None:
+            self._watch(view.said(action, about), reward, observation.reward_terms)
+        if self.meter is not None:
+            self.meter.stepped(since_s)
+            if self._over:
+                self.meter.finished(task.name, crashed=bool(batch.terminated[0]))
+        return observation
+
+    def _finished(self) -> Batch:
+        """The batch of an episode that is over; ConfigError while it is not."""
+        self._open()
+        if self._batch is None or self._task is None:
+            raise ConfigError("grader", "the session has no episode", allowed="reset, then play to the end")
+        if not self._over:
+            steps = f"{self._taken} of at most {self._task.steps} steps are played"
+            raise ConfigError(
+                "grader", f"the episode is not over: {steps}", allowed="play to the end; only whole episodes count"
+            )
+        return self._batch
 
     def _act(self, action: Any, batch: Batch) -> dict[str, Any]:
         """Write the action into the batch; returns what is to be said about it."""

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import inferencegym
 from inferencegym.envs.openenv import baseline, tasks
-from inferencegym.envs.openenv.environment import ENVIRONMENTS
+from inferencegym.envs.openenv.environment import ENVIRONMENTS, PlantEnvironment
 from inferencegym.envs.openenv.grader import EpisodeLog, grade_log
 from inferencegym.envs.openenv.models import PagingAction, ServeAction, as_action
+from inferencegym.envs.openenv.real import RealSettings
 from inferencegym.envs.openenv.sessions import SessionTable
 
 SessionId = Annotated[str, Field(min_length=1, max_length=64, description="from POST /reset")]
@@ -98,7 +99,7 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def episodes(family: str, table: SessionTable) -> APIRouter:
+def episodes(family: str, table: SessionTable, made: type[PlantEnvironment]) -> APIRouter:
     """POST /reset, POST /step, GET /state, and the sessions themselves."""
     router = APIRouter(tags=["Episodes over plain HTTP"], responses=_REFUSED)
 
@@ -123,20 +124,22 @@ def episodes(family: str, table: SessionTable) -> APIRouter:
         """Take one decision in a session. Without a session_id: in a fresh environment's first scenario, for this one call."""
         action = as_action(family, body.action if body.action is not None else {"action_id": body.action_id})
         if body.session_id is None:
-            fresh = ENVIRONMENTS[family]()
+            fresh = made()
             fresh.reset(seed=0)
-            observation = fresh.step(action)
-            fresh.close()
+            try:
+                observation = await fresh.step_async(action)
+            finally:
+                fresh.close()
             return _answer(observation, None)
         session = table.get(body.session_id)
         async with session.lock:
-            return _answer(session.environment.step(action), session.id)
+            return _answer(await session.environment.step_async(action), session.id)
 
     @router.get("/state")
     async def state(session_id: Annotated[str | None, Query(min_length=1, max_length=64)] = None) -> dict[str, Any]:
         """Where a session stands. Without a session_id: the state of a fresh environment."""
         if session_id is None:
-            return ENVIRONMENTS[family]().state.model_dump()
+            return made().state.model_dump()
         session = table.get(session_id)
         return session.environment.state.model_dump() | {"session_id": session.id}
 
@@ -155,7 +158,7 @@ def episodes(family: str, table: SessionTable) -> APIRouter:
     return router
 
 
-def about(family: str, table: SessionTable) -> APIRouter:
+def about(family: str, table: SessionTable, real: RealSettings | None = None) -> APIRouter:
     """Tasks, grader, baseline, runtime, and redirects to the page."""
     router = APIRouter(tags=["InferenceGym"], responses=_REFUSED)
     started = time.monotonic()
@@ -199,10 +202,11 @@ def about(family: str, table: SessionTable) -> APIRouter:
     async def runtime() -> dict[str, Any]:
         """What runs here, and how busy it is."""
         return {
-            "family": family, "mode": "sim", "backend": "simulated engine", "version": inferencegym.__version__,
+            "family": family, "mode": "sim" if real is None else "real",
+            "backend": "simulated engine" if real is None else "endpoint", "version": inferencegym.__version__,
             "active_sessions": len(table), "max_sessions": table.cap, "session_timeout_s": table.idle_s,
             "uptime_s": round(time.monotonic() - started, 3),
-        }  # fmt: skip
+        } | ({} if real is None else {"real": real.told()})  # fmt: skip
 
     @router.get("/demo", include_in_schema=False)
     async def demo() -> RedirectResponse:
