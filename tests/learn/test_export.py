@@ -12,6 +12,7 @@ pytest.importorskip("sb3_contrib")
 from sb3_contrib import QRDQN, MaskablePPO
 from stable_baselines3 import DQN, PPO
 
+import inferencegym
 from inferencegym.decision.encodings import find_encoding
 from inferencegym.envs.catalogue import task
 from inferencegym.ground.errors import ConfigError
@@ -104,6 +105,7 @@ def test_a_file_says_where_it_comes_from(tmp_path):
     assert (notes.task, notes.task_digest, notes.algorithm) == ("medium", task("medium").digest, "MaskablePPO")
     assert (notes.surface, notes.head, notes.seed, notes.steps) == ("paging", "actions", 4, 64)
     assert arrays["w0"].shape == (20, 16)
+    assert notes.version == inferencegym.__version__
 
 
 def test_what_cannot_be_exported_says_so(tmp_path):

@@ -122,6 +122,7 @@ Settings = PPO | DQN | Tabular | Forks
 ALGORITHMS: dict[str, type[PPO] | type[DQN] | type[Tabular] | type[Forks]] = {
     "forks": Forks, "maskable-ppo": PPO, "ppo": PPO, "dqn": DQN, "qr-dqn": DQN, "q-table": Tabular,
 }  # fmt: skip
+DEFAULT = "maskable-ppo"
 #: Those that can only choose from a list, so that knobs need `preset` or `delta`.
 LISTS = ("dqn", "qr-dqn", "q-table")
 
@@ -132,7 +133,7 @@ class TrainConfig:
 
     task: str
     """A task's name, or its TOML file."""
-    algorithm: str = "maskable-ppo"
+    algorithm: str = DEFAULT
     steps: int = 1_000_000
     seed: int = 0
     rows: int = 64
@@ -225,7 +226,7 @@ def from_data(data: Mapping[str, Any]) -> TrainConfig:
 def defaults(task: str, algorithm: str | None = None, encoding: str | None = None) -> TrainConfig:
     """What a task is trained with unless one says otherwise."""
     found: Task = catalogue.task(task)
-    algorithm = algorithm or "maskable-ppo"
+    algorithm = algorithm or DEFAULT
     if algorithm not in ALGORITHMS:
         raise UnknownNameError("algorithm", str(algorithm), tuple(ALGORITHMS))
     paging = found.surface.name == "paging"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import inferencegym
 from inferencegym.envs.batch import Task
 from inferencegym.envs.env import find_task
 from inferencegym.ground.errors import ConfigError, MissingExtraError
@@ -104,6 +105,7 @@ def export(
     notes = Notes(
         kind="network", surface=found.surface.name, head=head, task=found.name, task_digest=found.digest,
         algorithm=algorithm or type(model).__name__, seed=seed, config_digest="", steps=int(model.num_timesteps), activation=activation,
+        version=inferencegym.__version__,
     )  # fmt: skip
     return save(path, notes, arrays)
 

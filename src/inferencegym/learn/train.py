@@ -223,6 +223,7 @@ class _Training:
         notes = Notes(
             kind=learner.kind, surface=self.task.surface.name, head=config.encoding, task=self.task.name, task_digest=self.task.digest,
             algorithm=config.algorithm, seed=config.seed, config_digest=config.digest, steps=learner.steps, activation=learner.activation,
+            version=inferencegym.__version__,
             more={"best_static": self.bar, "validation_scenarios": config.validation_scenarios},
         )  # fmt: skip
         value = float(np.mean(values_of(build(notes, arrays), self.task, self.indices)))

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import inferencegym
 from inferencegym.decision.knobs import GRID, LEVERS, QUANTIZATION_TIERS
 from inferencegym.decision.paging import NAMES
 from inferencegym.ground.archive import BROKEN, Array, read_archive, write_archive
@@ -59,7 +58,7 @@ class Notes:
     """Mean value on the training's validation scenarios."""
     head_version: int = 1
     surface_version: str = ""
-    version: str = inferencegym.__version__
+    version: str = ""
     """Of the package that wrote it."""
     more: dict[str, Any] = field(default_factory=dict)
 
