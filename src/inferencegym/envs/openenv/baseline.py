@@ -165,6 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--base-url", help="the model's endpoint, for --mode openai (else OPENAI_BASE_URL)")
     parser.add_argument("--model", help="for --mode openai (else OPENAI_MODEL)")
+    parser.add_argument(
+        "--json-schema", action="store_true", help="ask the model for JSON that fits the actions (response_format)"
+    )
+    parser.add_argument("--ask-every", type=int, help="decisions between two questions to the model")
     parser.add_argument("--task-id", action="append", help="may be given again; else every task from easy to hard")
     parser.add_argument("--seed", type=int, default=0, help="scenario of the validation split")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
@@ -178,7 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def actor() -> Any:
         if given.mode == "deterministic":
             return policy(RULES[family], surface)
-        return LanguageModel(surface, model=given.model, base_url=given.base_url)
+        return LanguageModel(
+            surface, model=given.model, base_url=given.base_url, ask_every=given.ask_every, schema=given.json_schema
+        )
 
     label = RULES[family] if given.mode == "deterministic" else (given.model or "default")
     names = given.task_id or tasks.ladder(family)

@@ -1,7 +1,7 @@
 """A language model at the wheel: asks any OpenAI-compatible endpoint for the next action, through the official client.
 
 The prompt is the surface's own description. An answer that cannot be read is asked for once more; then the action is: change nothing. Both are
-counted.
+counted. With `schema` the endpoint is asked to hold its answer to a JSON schema of the actions that are possible now (`response_format`).
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import openai
 
 from inferencegym.decision.columns import Float32s, Masks
-from inferencegym.decision.knobs import Knobs
+from inferencegym.decision.knobs import GRID, LEVERS, OFFSETS, QUANTIZATION_TIERS, RANGES, Knobs
 from inferencegym.decision.paging import NOTHING
 from inferencegym.ground.errors import ConfigError, InferenceGymError
 from inferencegym.policies.simple import surface_of
@@ -27,6 +28,27 @@ class EndpointError(InferenceGymError, OSError):
     """The model's endpoint cannot be reached or refuses; says which and why."""
 
 
+def action_schema(surface: str, mask: Masks) -> dict[str, Any]:
+    """JSON schema of the actions that a mask allows now; all fields are required, as strict endpoints want it."""
+    if surface == "paging":
+        fields: dict[str, Any] = {"action": {"type": "integer", "enum": np.flatnonzero(mask).tolist()}}
+    else:
+        fields = {}
+        for i, name in enumerate(LEVERS):
+            allowed = [v for v, ok in zip(GRID[name], mask[OFFSETS[i] : OFFSETS[i + 1]], strict=True) if ok]
+            if name == "quantization_tier":
+                fields[name] = {"type": "string", "enum": [QUANTIZATION_TIERS[int(v)] for v in allowed]}
+            elif name in RANGES:
+                whole = name != "kv_budget_fraction"
+                fields[name] = {
+                    "type": "integer" if whole else "number",
+                    "enum": [int(v) if whole else v for v in allowed],
+                }
+            else:
+                fields[name] = {"type": "boolean", "enum": [bool(v) for v in allowed]}
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+
+
 class LanguageModel:
     """A policy (`start`, `act`) that asks a model."""
 
@@ -38,8 +60,10 @@ class LanguageModel:
         base_url: str | None = None,
         api_key: str | None = None,
         ask_every: int | None = None,
+        schema: bool = False,
+        timeout_s: float = 60.0,
     ) -> None:
-        """`base_url`, `api_key`: else OPENAI_BASE_URL, OPENAI_API_KEY; `ask_every`: decisions between two questions."""
+        """`base_url`, `api_key`: else OPENAI_BASE_URL, OPENAI_API_KEY; `ask_every`: decisions between two questions; `schema`: ask for JSON that fits."""
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or os.environ.get("API_BASE_URL")
         key = api_key or os.environ.get("OPENAI_API_KEY") or os.environ.get("HF_TOKEN")
         if not key and not base_url:
@@ -53,7 +77,8 @@ class LanguageModel:
         self.model = model or os.environ.get("OPENAI_MODEL") or os.environ.get("MODEL_NAME") or MODEL
         self.name = f"llm:{self.model}"
         self._every = ask_every or ASK_EVERY[surface]
-        self._client = openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=60.0, max_retries=2)
+        self.schema = schema
+        self._client = openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout_s, max_retries=2)
         self.start(0)
 
     def start(self, seed: int) -> None:
@@ -67,12 +92,16 @@ class LanguageModel:
         ask = self._taken % self._every == 0
         self._taken += 1
         if ask:
-            self._last = self._asked(self._itself.describe(observation, mask))
+            self._last = self._asked(self._itself.describe(observation, mask), mask)
         if self.surface == "paging" and not mask[self._last]:
             return NOTHING
         return self._last
 
-    def _asked(self, prompt: str) -> Any:
+    def _asked(self, prompt: str, mask: Masks) -> Any:
+        more: dict[str, Any] = {}
+        if self.schema:
+            form = {"name": "action", "strict": True, "schema": action_schema(self.surface, mask)}
+            more["response_format"] = {"type": "json_schema", "json_schema": form}
         for _ in range(2):
             self.questions += 1
             try:
@@ -82,6 +111,7 @@ class LanguageModel:
                     max_tokens=200,
                     temperature=0.0,
                     seed=self._seed,
+                    **more,
                 )
             except openai.OpenAIError as error:
                 raise EndpointError(
