@@ -226,6 +226,7 @@ def test_an_episode_has_the_simulated_ones_columns_terms_and_says_what_it_cannot
     assert any(one.reward_terms["slo"] > 0 for one in seen)
     at = OFFSETS[LEVERS.index("speculation_depth")]
     assert last.action_mask[at : at + len(GRID["speculation_depth"])] == [1] + [0] * 8
+    assert "bursty_workload" in environment.render_web({})
 
 
 def test_the_end_has_a_value_but_never_a_grade(environment, monkeypatch):
@@ -341,5 +342,8 @@ def test_the_server_plays_real_episodes_over_http(endpoint, monkeypatch, http):
         assert 0 < sum(one["metadata"]["requests"]["arrived"] for one in told) <= 9
         assert all(body["stream"] for body in endpoint.bodies)
         assert endpoint.keys[0] == "Bearer sk-mine"
+        # Without a session: a fresh environment for one call, on the endpoint as well.
+        alone = http.post(f"{server.url}/step", json={"action": {"batch_cap": 4}}).json()
+        assert (alone["metadata"]["mode"], alone["session_id"]) == ("real", None)
     finally:
         server.stop()
