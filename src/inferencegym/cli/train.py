@@ -82,7 +82,7 @@ def settings(file: Path | None, given: dict[str, object], out: Path | None, resu
         if folder is None:
             raise ConfigError("--resume", "says not which training", allowed="--out FOLDER")
         if not (folder / checkpoint.NAME).is_file():
-            raise ConfigError("--resume", f"'{folder}' holds no checkpoint", allowed="the --out of a training that has begun")  # fmt: skip
+            raise ConfigError("--resume", f"'{folder}' holds no checkpoint", allowed="the --out of a training that has begun; without --resume it begins")  # fmt: skip
         had = load(folder / CONFIG)
         for option, name in (("--task", "task"), ("--algo", "algorithm")):
             if name in given and given[name] != getattr(had, name):
