@@ -186,7 +186,7 @@ def test_a_tasks_requests_are_its_own_thinned_to_the_caps(endpoint):
         for offset, request in window:
             assert 0 <= offset <= 0.5
             assert workload.arrival_s[request.row] // simulated.file.window_s == w
-            assert len(request.text.split()) <= 200 - 32
+            assert len(request.text.split()) <= 200 - 48
             assert request.most_tokens == min(16, workload.output_tokens[request.row])
             assert request.priority == workload.priority[request.row]
     assert len({request.text for window in due for _, request in window}) == sum(counts)
@@ -241,6 +241,16 @@ def test_the_end_has_a_value_but_never_a_grade(environment, monkeypatch):
     assert told["facts"]["finished"] + told["facts"]["given_up_at_the_end"] == told["facts"]["arrived"]
     assert told["digest"] != tasks.find("llmserve", "bursty_workload").digest
     assert "over" in environment.step(ServeAction()).metadata["message"]
+
+
+def test_an_episode_played_again_finds_no_prompt_of_its_own_in_a_cache(environment, endpoint):
+    for _ in range(2):
+        played(environment, 3)
+    texts = [body["messages"][0]["content"] for body in endpoint.bodies]
+    assert len(texts) > 4
+    assert len({text.split()[0] for text in texts}) == 2
+    rests = [text.split(maxsplit=1)[1] for text in texts]
+    assert len(set(texts)) == len(texts) > len(set(rests))
 
 
 def _short(inner):

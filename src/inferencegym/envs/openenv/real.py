@@ -27,8 +27,8 @@ PROVIDERS = {"openai": ("https://api.openai.com/v1", "max_completion_tokens"), "
 PRICES: Mapping[str, tuple[float, float]] = {
     "gpt-4o-mini": (0.15, 0.60), "gpt-4o": (2.50, 10.00), "gpt-4.1-nano": (0.10, 0.40), "gpt-4.1-mini": (0.40, 1.60), "gpt-4.1": (2.00, 8.00),
 }  # fmt: skip
-#: Tokens that a chat template and a system prompt may add to a prompt; left free under the cap.
-TEMPLATE_TOKENS = 32
+#: Tokens that a chat template, a system prompt and the episode's mark may add to a prompt; left free under the cap.
+TEMPLATE_TOKENS = 48
 #: Short words that common vocabularies hold whole, so that a word is about a token.
 _WORDS = [
     "the",
@@ -310,7 +310,7 @@ class Request:
 
 
 def text_of(words: int, scenario: int, row: int) -> str:
-    """A prompt of about so many tokens, the same for a scenario's request every time, and shared by no other (no cache can serve it)."""
+    """A prompt of about so many tokens, the same for a scenario's request every time, and shared by no other."""
     drawn = stream(scenario * 1_000_003 + row, "real.prompt").integers(0, len(_WORDS), max(1, words))
     return " ".join(_WORDS[i] for i in drawn)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -49,8 +50,11 @@ class RealTask:
             raise ConfigError("n", f"{n} episodes on one endpoint", allowed="1 in real mode")
         return RealBatch(self)
 
-    def requests(self, scenario: int) -> list[list[tuple[float, Request]]]:
-        """Of each window: (offset in seconds, request). The scenario's own, evenly thinned so that its busiest window keeps to the cap."""
+    def requests(self, scenario: int, mark: str = "") -> list[list[tuple[float, Request]]]:
+        """Of each window: (offset in seconds, request). The scenario's own, evenly thinned so that its busiest window keeps to the cap.
+
+        `mark` opens every prompt: with one of its own, an episode that is played again finds nothing in the endpoint's prompt cache.
+        """
         settings, own, file = self.settings, self.simulated.workload(scenario), self.file
         window = np.minimum((own.arrival_s // file.window_s).astype(int), self.steps - 1)
         counts = np.bincount(window, minlength=self.steps)
@@ -67,7 +71,7 @@ class RealTask:
                 served = by_name.get(names[own.slo_class[row]], file.classes[0])
                 prompt = min(int(own.prompt_tokens[row]), most_words)
                 request = Request(
-                    row=row, text=text_of(prompt, scenario, row), prompt_tokens=min(prompt + TEMPLATE_TOKENS, settings.max_prompt_tokens),
+                    row=row, text=f"{mark} {text_of(prompt, scenario, row)}".lstrip(), prompt_tokens=min(prompt + TEMPLATE_TOKENS, settings.max_prompt_tokens),
                     most_tokens=max(1, min(int(own.output_tokens[row]), settings.max_completion_tokens)), priority=int(own.priority[row]),
                     ttft_limit_s=served.ttft_s, tpot_limit_s=served.tpot_s, weight=served.weight,
                 )  # fmt: skip
@@ -110,7 +114,7 @@ class RealBatch:
         """Begin an episode; what an earlier one has in flight is given up."""
         assert row == 0
         self.close()
-        self._due = self.task.requests(scenario)
+        self._due = self.task.requests(scenario, f"{time.time_ns() // 1_000_000 % 2**24:06x}")
         every = [request for due in self._due for _, request in due]
         self._worth = (
             sum(request.weight for request in every) or 1.0, len(every) or 1.0, sum(request.most_tokens for request in every) or 1.0,
