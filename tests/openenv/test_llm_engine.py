@@ -107,7 +107,7 @@ def engine(engine_files):
 
 def test_a_real_episode_measures_a_real_engine(engine):
     settings = RealSettings(
-        model="smollm2", base_url=engine, max_requests_per_step=3, max_prompt_tokens=64, max_completion_tokens=8, window_s=2.0,
+        model="smollm2", base_url=engine, max_requests_per_step=3, max_prompt_tokens=96, max_completion_tokens=8, window_s=2.0,
         prices={"smollm2": (1.0, 2.0)},
     )  # fmt: skip
     environment = type("Real", (RealServeEnvironment,), {"settings": settings})()
@@ -126,9 +126,9 @@ def test_a_real_episode_measures_a_real_engine(engine):
     assert all(0 < one.p50_ttft_ms <= one.p99_ttft_ms for one in timed)
     assert any(one.p50_itl_ms > 0 for one in timed)
     assert all(0 < one.mean_output_length <= 8.01 for one in timed)
-    # By the engine's own count, each finished request has at most 64 prompt tokens and 8 of its answer.
+    # By the engine's own count, each finished request has at most 96 prompt tokens and 8 of its answer.
     cost = sum(one.metadata["requests"]["cost_usd"] for one in seen)
-    assert 0 < cost <= finished * (64 * 1.0 + 8 * 2.0) / 1e6
+    assert 0 < cost <= finished * (96 * 1.0 + 8 * 2.0) / 1e6
 
 
 @pytest.mark.parametrize(
