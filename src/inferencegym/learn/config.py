@@ -102,6 +102,12 @@ class Forks:
     """Windows of each episode, on average, at which advantages are measured."""
     horizon: int = 4
     """Windows that forks are followed for."""
+    held_horizon: int = 12
+    """The same for knobs whose change reloads the weights (precision, split): forks hold the other setting all the while."""
+    exploration: float = 0.2
+    """Share of windows in which a training episode takes a drawn choice, not the best."""
+    excursions: float = 0.4
+    """Share of training episodes that hold some other precision or split for a while, so that the policy knows what to do there."""
     eagerness: float = 10.0
     """A setting is tried with this many times the policy's own odds of choosing it..."""
     least_chance: float = 0.1
@@ -109,7 +115,7 @@ class Forks:
     remembered: int = 3
     """Updates whose measurements are learned from."""
     step_size: float = 6.0
-    """How far an update may move the policy: gain, in standard deviations of the advantages, that is worth a unit of KL divergence, inverted."""
+    """How far an update may move the policy: gain, in mean sizes of an advantage, that is worth a unit of KL divergence, inverted."""
     epochs: int = 40
     """Passes over what is remembered, for each update."""
     batch_size: int = 256
@@ -245,8 +251,8 @@ def defaults(task: str, algorithm: str | None = None, encoding: str | None = Non
 _PAGING: dict[str, Any] = {"steps": 2_000_000, "rows": 64, "validation_scenarios": 8, "validate_every": 100_000}
 _KNOBS: dict[str, Any] = {"steps": 200_000, "rows": 16, "validation_scenarios": 16, "validate_every": 10_000, "scenarios": 100}  # fmt: skip
 _OF_PAGING: dict[str, dict[str, Any]] = {
-    "maskable-ppo": {},
-    "ppo": {},
+    "maskable-ppo": {"epochs": 8, "gae_lambda": 0.98, "entropy": 0.0},
+    "ppo": {"epochs": 8, "gae_lambda": 0.98, "entropy": 0.0},
     "dqn": {"steps": 1_000_000, "validate_every": 50_000, "discount": 0.995},
     "qr-dqn": {"steps": 500_000, "validate_every": 25_000, "discount": 0.995, "gradient_steps": 1},
     "q-table": {"steps": 5_000_000, "validate_every": 250_000, "discount": 0.995},

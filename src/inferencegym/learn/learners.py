@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 import re
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -154,13 +156,17 @@ class PPOLearner(_Learner):
 
     def update(self) -> dict[str, float]:
         """A rollout, and what is learned from it."""
+        with _unchecked():
+            self._update()
+        return self._figures(*self.figures)
+
+    def _update(self) -> None:
         model = self.model
         model.collect_rollouts(self.env, self.counter, model.rollout_buffer, model.n_steps, use_masking=self.masked)
         model._update_current_progress_remaining(model.num_timesteps, self.config.steps)
         model.train()
         if self.normalise:
             model.policy.features_extractor.see(model.rollout_buffer.observations)
-        return self._figures(*self.figures)
 
 
 class DQNLearner(_Learner):
@@ -224,6 +230,17 @@ class DQNLearner(_Learner):
 
 
 _BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Torch looks at every probability it is given, several times a step; ours come from its own softmax."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
 
 
 def _env(config: TrainConfig, task: Any) -> PlantVecEnv:
