@@ -24,14 +24,15 @@ from inferencegym.policies.heads import HEADS, Head, find_head
 from inferencegym.policies.network import ACTIVATIONS, NetworkPolicy
 from inferencegym.policies.simple import surface_of
 from inferencegym.policies.table import Cells, TablePolicy
+from inferencegym.policies.tree import Branches, TreePolicy
 
 FORMAT = 1
 SUFFIX = ".npz"
 WEIGHTS = Path(__file__).parent / "weights"
-KINDS = ("network", "table")
+KINDS = ("network", "table", "tree")
 _MOST_BYTES, _MOST_LAYERS = 32 * 1024 * 1024, 8
 _WRITTEN_BY = "a file that `inferencegym train` wrote"
-Trained = NetworkPolicy | TablePolicy
+Trained = NetworkPolicy | TablePolicy | TreePolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Notes:
     """What a file says of the policy in it."""
 
     kind: str
-    """network or table."""
+    """network, table or tree."""
     surface: str
     head: str
     """How scores become actions: see `policies.heads`."""
@@ -87,6 +88,7 @@ def load(path: Path | str, surface: str | None = None, *, name: str | None = Non
 
     Arrays of a network: `mean`, `scale` (float32[k]), `w0`, `b0`, `w1`, `b1`, ... (float32[inputs, outputs] and float32[outputs]).
     Of a table: `columns` (int64[c]), `edges` (float32[c, e]), `values` (float32[cells, m]).
+    Of a tree: `columns` (int64[b]), `thresholds` (float32[b]), `children` (int64[b, 2]), `values` (float32[b + 1, m]).
     """
     source = Path(path)
     notes, arrays = read(source)
@@ -133,6 +135,8 @@ def build(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") -> T
     width = len(surface_of(notes.surface).columns)
     if notes.kind == "table":
         return _table(notes, arrays, head, width, name)
+    if notes.kind == "tree":
+        return _tree(notes, arrays, head, width, name)
     return _network(notes, arrays, head, width, name)
 
 
@@ -162,6 +166,19 @@ def _table(notes: Notes, arrays: dict[str, Array], head: Head, width: int, name:
         raise ValueError("edges must be float32, a row for each column")
     cells = Cells(columns.astype(np.int64), edges)
     return TablePolicy(notes.surface, head, cells, _floats(arrays, "values", (cells.size, sum(head.sizes))), name=name)
+
+
+def _tree(notes: Notes, arrays: dict[str, Array], head: Head, width: int, name: str) -> TreePolicy:
+    columns, children = arrays["columns"], arrays["children"]
+    if columns.dtype.kind != "i" or columns.ndim != 1 or not ((columns >= 0) & (columns < width)).all():
+        raise ValueError(f"columns must be whole numbers below {width}")
+    if children.dtype.kind != "i" or children.shape != (len(columns), 2):
+        raise ValueError("children must be whole numbers, two for each branch")
+    branches = Branches(
+        columns.astype(np.int64), _floats(arrays, "thresholds", columns.shape), children.astype(np.int64)
+    )
+    values = _floats(arrays, "values", (branches.leaves, sum(head.sizes)))
+    return TreePolicy(notes.surface, head, branches, values, name=name)
 
 
 def _floats(arrays: dict[str, Array], name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
