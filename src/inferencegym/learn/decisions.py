@@ -109,7 +109,8 @@ def choices_of(task: Task, policy: Any, decisions: Decisions, observations: Floa
                 policy.start(episode)
                 last = episode
             found[row] = task.surface.dense(policy.act(observations[row].copy(), decisions.masks[row].copy()))
-    return settled(task, found, observations)
+    # What a left knob stands at is read from what was really seen.
+    return settled(task, found, decisions.observations)
 
 
 def settled(task: Task, choices: npt.NDArray[Any], observations: Float32s) -> npt.NDArray[Any]:

@@ -135,7 +135,7 @@ def distil(
         task, tree.head.rows(tree.scores_of(own.observations), own.observations, own.masks), own.observations
     )
     same = acted == own.choices if own.choices.ndim == 1 else (acted == own.choices).all(axis=1)
-    return Distilled(tree, arrays, tuple(shares.tolist()), float(same.mean()), value, teacher, tuple(tried))
+    return Distilled(tree, arrays, tuple(shares.tolist()), float(same.mean()), value, teacher, static, tuple(tried))
 
 
 def write(path: Path | str, task: Task, found: Distilled, *, source: str, seed: int = 0) -> Path:
