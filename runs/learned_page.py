@@ -38,8 +38,8 @@ def page(result: Mapping[str, Any]) -> str:
         f"Made by `{result['made_by']}` with inferencegym {result['version']}; do not edit. {result['scenarios']} test scenarios a task, which nothing was trained,",
         "searched or chosen on. Interquartile means of the episodes' values with 95 % intervals, resampled over training seeds and scenarios.",
         "",
-        "| task | algorithm, seeds | learned | best static | best rule | clairvoyant | gap closed from best static, % | from the best of static and rules, % | verdict |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | algorithm, seeds | learned | best static | best rule | clairvoyant | gap closed from best static, % | from the best of static and rules, % | crashes | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in tasks.items():
         s = one["standing"]
@@ -47,14 +47,14 @@ def page(result: Mapping[str, Any]) -> str:
         cells = [
             f"[{name}](../environments/tasks/{name}.md)", f"{first['algorithm']}, {s['seeds']}", f"**{figure(s['learned'])}**", figure(s["best_static"]),
             f"{s['rule']} {figure(s['best_rule'])}", f"{s['clairvoyant']['value']:.3f}", figure(s["closed"], 100, 0), figure(s["closed_from_rule"], 100, 0),
-            s["verdict"],
+            str(sum(t["crashes"] for t in one["trainings"].values())), s["verdict"],
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
         "*verdict*: against the better of the best static configuration and the best rule. *beats*: the intervals do not overlap. *better on the same scenarios*: they do, but",
         "the differences scenario by scenario lie above 0. *no worse*: the interval of those differences holds 0. The best rule is the one with the best mean on these",
-        "test scenarios, which flatters it. The clairvoyant planner knows the future; more than 100 % is possible, it is no proven bound.",
+        "test scenarios, which flatters it. Interquartile means leave out rare disasters, so crashed episodes are counted. The clairvoyant planner knows the future; more than 100 % is possible, it is no proven bound.",
         "",
         "![training curves](learned.svg)",
         "",

@@ -27,12 +27,13 @@ from inferencegym.envs.grade import load_anchors
 from inferencegym.ground.errors import InferenceGymError
 from inferencegym.learn.config import ALGORITHMS, defaults
 from inferencegym.learn.evaluate import evaluate
-from inferencegym.learn.results import standing
+from inferencegym.learn.results import Standing, standing
 from inferencegym.learn.train import CURVE, POLICY, SUMMARY
 from inferencegym.policies.trained import Notes, load, read, shipped
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results" / "learned.json"
+RESULTS = ROOT / "docs" / "results"
+JSON = "learned.json"
 #: The algorithm for each surface: the first that this version has.
 BEST = {"knobs": ("forks",), "paging": ("cma", "maskable-ppo")}
 PLAYED, TIMED = "test.json", "cold.json"
@@ -89,18 +90,20 @@ def train_all(names: list[str], seeds: range, out: Path, minutes: float) -> None
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def played(folder: Path, of: Task, scenarios: int, workers: int) -> list[float]:
-    """The values of a training's policy on test scenarios; those that were played before are kept."""
+def played(folder: Path, of: Task, scenarios: int, workers: int) -> dict[str, list[Any]]:
+    """Values and crashes of a training's policy, test scenario by test scenario; what was played before is kept."""
     sha = hashlib.sha256((folder / POLICY).read_bytes()).hexdigest()
     kept = folder / PLAYED
     known = json.loads(kept.read_text()) if kept.is_file() else {}
-    if known.get("sha256") != sha or known.get("digest") != of.digest or len(known["values"]) < scenarios:
+    same = known.get("sha256") == sha and known.get("digest") == of.digest
+    if not same or len(known["values"]) < scenarios:
         policy = load(folder / POLICY, of.surface.name)
-        found = evaluate([policy], [of.name], scenarios=scenarios, workers=workers)
-        known = {"sha256": sha, "digest": of.digest, "values": [round(one.value, _DIGITS) for one in found.episodes]}
+        found = evaluate([policy], [of.name], scenarios=scenarios, workers=workers).episodes
+        known = {
+            "sha256": sha, "digest": of.digest, "values": [round(one.value, _DIGITS) for one in found], "crashed": [one.crashed for one in found],
+        }  # fmt: skip
         kept.write_text(json.dumps(known) + "\n")
-    values: list[float] = known["values"][:scenarios]
-    return values
+    return {"values": known["values"][:scenarios], "crashed": known["crashed"][:scenarios]}
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:
@@ -120,9 +123,18 @@ def told(folder: Path, notes: Notes) -> dict[str, Any]:
     } | timed  # fmt: skip
 
 
-def report(names: list[str], seeds: range, out: Path, scenarios: int, workers: int, *, install: bool) -> None:
+def said_of(found: Standing) -> str:
+    """A task's result in a line."""
+    closed = "" if found.closed is None else f", closes {found.closed} of the gap"
+    return f"{found.seeds} seeds, {found.learned}, best static {found.best_static}, {found.rule} {found.best_rule}{closed}: {found.verdict}"
+
+
+def report(
+    names: list[str], seeds: range, out: Path, scenarios: int, workers: int, *, install: bool, results: Path = RESULTS
+) -> None:
     """Install the best on validation of each task, and write what all of them are worth."""
-    whole = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"tasks": {}}
+    file = results / JSON
+    whole = json.loads(file.read_text()) if file.is_file() else {"tasks": {}}
     for name in names:
         of = task(name)
         folders = {seed: out / f"{name}-{seed}" for seed in seeds}
@@ -138,20 +150,18 @@ def report(names: list[str], seeds: range, out: Path, scenarios: int, workers: i
         anchors = load_anchors(of)
         assert anchors is not None, f"{name} has no anchors: runs/anchors.sh"
         indices = range(scenarios)
-        found = standing(list(values.values()), anchors, indices)
+        whole_task = standing([one["values"] for one in values.values()], anchors, indices)
         whole["tasks"][name] = {
-            "digest": of.digest, "family": of.family, "chosen_seed": chosen, "standing": found.as_json(),
-            "chosen": standing([values[chosen]], anchors, indices).as_json(),
-            "trainings": {str(seed): trainings[seed] | {"values": values[seed]} for seed in notes},
+            "digest": of.digest, "family": of.family, "chosen_seed": chosen, "standing": whole_task.as_json(),
+            "chosen": standing([values[chosen]["values"]], anchors, indices).as_json(),
+            "trainings": {str(seed): trainings[seed] | {"values": values[seed]["values"], "crashes": sum(values[seed]["crashed"])} for seed in notes},
         }  # fmt: skip
-        closed = "" if found.closed is None else f", closes {found.closed} of the gap"
-        print(f"{name}: {len(notes)} seeds, {found.learned}, best static {found.best_static}, {found.rule} {found.best_rule}{closed}: {found.verdict}", flush=True)  # fmt: skip
-    now = set(task_names())
-    tasks = {name: whole["tasks"][name] for name in task_names() if name in whole["tasks"] and name in now}
+        print(f"{name}: {said_of(whole_task)}", flush=True)
+    tasks = {name: whole["tasks"][name] for name in task_names() if name in whole["tasks"]}
     result = {"version": __version__, "made_by": "runs/train_all.sh", "split": "test", "scenarios": scenarios, "tasks": tasks}  # fmt: skip
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result).replace('"trainings"', '\n "trainings"').replace('}, "', '},\n "') + "\n")
-    learned_page.write(result, RESULTS.parent)
+    results.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result).replace('"trainings"', '\n "trainings"').replace('}, "', '},\n "') + "\n")
+    learned_page.write(result, results)
 
 
 def main() -> None:
@@ -164,6 +174,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that play test scenarios")
     parser.add_argument("--only-report", action="store_true", help="train nothing: choose, install and report what is there")  # fmt: skip
     parser.add_argument("--no-install", action="store_true", help="leave the package's weights as they are")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of learned.json, .md and .svg")
     options = parser.parse_args()
     asked = list(task_names()) if options.tasks == "all" else options.tasks.split(",")
     names = []
@@ -176,7 +187,7 @@ def main() -> None:
     seeds = range(options.seeds)
     if not options.only_report:
         train_all(names, seeds, options.out, options.minutes)
-    report(names, seeds, options.out, options.scenarios, options.workers, install=not options.no_install)
+    report(names, seeds, options.out, options.scenarios, options.workers, install=not options.no_install, results=options.results)  # fmt: skip
 
 
 if __name__ == "__main__":
