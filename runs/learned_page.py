@@ -116,7 +116,7 @@ def _curves(name: str, trainings: Mapping[str, Any], left: float, top: float) ->
     parts = [
         f'<text x="{left + 42}" y="{top + 15}" font-weight="bold">{html.escape(name)}</text>',
         f'<rect x="{x0}" y="{y0}" width="{width}" height="{height}" fill="none" stroke="#bbb"/>',
-        f'<text x="{x0 - 4}" y="{y0 + 8}" text-anchor="end">{high:.2f}</text><text x="{x0 - 4}" y="{y0 + height}" text-anchor="end">{low:.2f}</text>',
+        f'<text x="{x0 - 4}" y="{y0 + 8}" text-anchor="end">{high:.3f}</text><text x="{x0 - 4}" y="{y0 + height}" text-anchor="end">{low:.3f}</text>',
         f'<text x="{x0}" y="{y0 + height + 13}">0</text><text x="{x0 + width}" y="{y0 + height + 13}" text-anchor="end">{most:,} decisions</text>',
     ]
     if bars:
