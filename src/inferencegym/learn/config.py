@@ -123,10 +123,20 @@ class Forks:
     hidden: tuple[int, ...] = (64, 64)
 
 
-Settings = PPO | DQN | Tabular | Forks
+@dataclass(frozen=True, slots=True)
+class CMA:
+    """Evolution (CMA-ES) of a memory rule's parameters (`learn.search`), paging only. `rows` / `population` scenarios try each candidate."""
+
+    population: int = 14
+    """Candidates of a generation."""
+    sigma: float = 0.5
+    """First spread, in units of the parameters' own scales."""
+
+
+Settings = PPO | DQN | Tabular | Forks | CMA
 #: Algorithms, and the settings that each has.
-ALGORITHMS: dict[str, type[PPO] | type[DQN] | type[Tabular] | type[Forks]] = {
-    "forks": Forks, "maskable-ppo": PPO, "ppo": PPO, "dqn": DQN, "qr-dqn": DQN, "q-table": Tabular,
+ALGORITHMS: dict[str, type[PPO] | type[DQN] | type[Tabular] | type[Forks] | type[CMA]] = {
+    "forks": Forks, "cma": CMA, "maskable-ppo": PPO, "ppo": PPO, "dqn": DQN, "qr-dqn": DQN, "q-table": Tabular,
 }  # fmt: skip
 DEFAULT = "maskable-ppo"
 #: Those that can only choose from a list, so that knobs need `preset` or `delta`.
@@ -238,6 +248,8 @@ def defaults(task: str, algorithm: str | None = None, encoding: str | None = Non
     paging = found.surface.name == "paging"
     if paging and algorithm == "forks":
         raise ConfigError("algorithm", "forks learns knobs only", allowed=", ".join(_OF_PAGING))
+    if not paging and algorithm == "cma":
+        raise ConfigError("algorithm", "cma tunes a rule of paging only", allowed=", ".join(_OF_KNOBS))
     encoding = encoding or ("actions" if paging else "preset" if algorithm in LISTS else "multidiscrete")
     if encoding not in HEADS[found.surface.name]:
         raise ConfigError("encoding", f"'{encoding}' is none of '{task}'", allowed=", ".join(HEADS[found.surface.name]))
@@ -251,6 +263,7 @@ def defaults(task: str, algorithm: str | None = None, encoding: str | None = Non
 _PAGING: dict[str, Any] = {"steps": 2_000_000, "rows": 64, "validation_scenarios": 8, "validate_every": 100_000}
 _KNOBS: dict[str, Any] = {"steps": 200_000, "rows": 16, "validation_scenarios": 16, "validate_every": 10_000, "scenarios": 100}  # fmt: skip
 _OF_PAGING: dict[str, dict[str, Any]] = {
+    "cma": {"steps": 200_000_000, "rows": 448, "validation_scenarios": 256, "validate_every": 18_000_000, "scenarios": SPLIT_SIZE},
     "maskable-ppo": {"epochs": 8, "gae_lambda": 0.98, "entropy": 0.0},
     "ppo": {"epochs": 8, "gae_lambda": 0.98, "entropy": 0.0},
     "dqn": {"steps": 1_000_000, "validate_every": 50_000, "discount": 0.995},
