@@ -62,7 +62,7 @@ def actor(name: str, task: Task) -> Any:
     return planner() if library is None else planner(np.array(library))
 
 
-def _learned(task: Task) -> trained.Trained:
+def _learned(task: Task) -> trained.Loaded:
     path = trained.shipped(task.name)
     if not path.is_file():
         raise ConfigError(

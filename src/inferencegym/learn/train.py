@@ -28,7 +28,7 @@ from inferencegym.learn import checkpoint
 from inferencegym.learn.checkpoint import State
 from inferencegym.learn.config import ALGORITHMS, PPO, TrainConfig, from_data
 from inferencegym.learn.validate import best_static, values_of
-from inferencegym.policies.trained import Notes, build, save
+from inferencegym.policies.trained import Notes, policy_of, save
 
 CURVE, POLICY, SUMMARY, CONFIG = "curve.csv", "policy.npz", "summary.json", "config.toml"
 _CHECKPOINT_EVERY_S = 60.0
@@ -40,7 +40,7 @@ class Learner(Protocol):
     """An algorithm at work."""
 
     kind: str
-    """network or table."""
+    """network, table or rule."""
     activation: str
     figures: tuple[str, ...]
     """What it says of its last update, beside the account of episodes."""
@@ -226,7 +226,7 @@ class _Training:
             version=inferencegym.__version__,
             more={"best_static": self.bar, "validation_scenarios": config.validation_scenarios},
         )  # fmt: skip
-        value = float(np.mean(values_of(build(notes, arrays), self.task, self.indices)))
+        value = float(np.mean(values_of(policy_of(notes, arrays), self.task, self.indices)))
         return replace(notes, validation=value), arrays
 
     def _last_look(self, ended: str) -> Notes:
@@ -278,7 +278,7 @@ class _Training:
             self.curve, self.worse, self.bar = list(header["curve"]), int(header["worse"]), header["bar"]
             if header["best"] is not None:
                 notes = Notes(**header["best"])
-                build(notes, best)
+                policy_of(notes, best)
                 self.best = notes, best
         except BROKEN as error:
             raise checkpoint.foreign(file, str(error).split("\n")[0]) from error
@@ -316,6 +316,10 @@ def make_learner(config: TrainConfig, task: Task) -> Learner:
         from inferencegym.learn.forklearner import ForkLearner
 
         return ForkLearner(config, task)
+    if config.algorithm == "cma":
+        from inferencegym.learn.search import RuleLearner
+
+        return RuleLearner(config, task)
     from inferencegym.learn.learners import DQNLearner, PPOLearner
 
     return (PPOLearner if ALGORITHMS[config.algorithm] is PPO else DQNLearner)(config, task)
@@ -324,7 +328,7 @@ def make_learner(config: TrainConfig, task: Task) -> Learner:
 @contextmanager
 def _one_thread(config: TrainConfig) -> Iterator[None]:
     """Several threads would add up gradients in an order that changes; and for networks this small they are slower."""
-    if config.algorithm == "q-table":
+    if config.algorithm in ("q-table", "cma"):
         yield
         return
     try:

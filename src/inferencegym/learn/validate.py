@@ -11,13 +11,19 @@ from inferencegym.envs.batch import Task
 from inferencegym.envs.episode import record
 from inferencegym.envs.grade import load_anchors
 from inferencegym.envs.splits import scenario
-from inferencegym.policies.trained import Trained
+from inferencegym.policies.trained import Loaded
+from inferencegym.policies.tuned import TunedSieve
 
 SPLIT = "validation"
 
 
-def values_of(policy: Trained, task: Task, indices: Sequence[int], *, split: str = SPLIT) -> list[float]:
+def values_of(policy: Loaded, task: Task, indices: Sequence[int], *, split: str = SPLIT) -> list[float]:
     """The value of the episode that a trained policy plays on each scenario."""
+    if isinstance(policy, TunedSieve):
+        from inferencegym.learn.search import play
+
+        values, _ = play(policy.parameters[None], task, [scenario(split, index) for index in indices])
+        return [float(value) for value in values[0]]
     n = len(indices)
     batch = task.batch(n)
     for row, index in enumerate(indices):

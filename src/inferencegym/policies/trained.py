@@ -25,14 +25,18 @@ from inferencegym.policies.network import ACTIVATIONS, NetworkPolicy
 from inferencegym.policies.simple import surface_of
 from inferencegym.policies.table import Cells, TablePolicy
 from inferencegym.policies.tree import Branches, TreePolicy
+from inferencegym.policies.tuned import NAMES as PARAMETERS
+from inferencegym.policies.tuned import TunedSieve, parameters_of
 
 FORMAT = 1
 SUFFIX = ".npz"
 WEIGHTS = Path(__file__).parent / "weights"
-KINDS = ("network", "table", "tree")
+KINDS = ("network", "table", "tree", "rule")
 _MOST_BYTES, _MOST_LAYERS = 32 * 1024 * 1024, 8
 _WRITTEN_BY = "a file that `inferencegym train` wrote"
+#: Those that score every choice; and all that a file may hold.
 Trained = NetworkPolicy | TablePolicy | TreePolicy
+Loaded = Trained | TunedSieve
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class Notes:
     """What a file says of the policy in it."""
 
     kind: str
-    """network, table or tree."""
+    """network, table, tree or rule."""
     surface: str
     head: str
     """How scores become actions: see `policies.heads`."""
@@ -83,19 +87,20 @@ def save(path: Path | str, notes: Notes, arrays: dict[str, Array]) -> Path:
     return target
 
 
-def load(path: Path | str, surface: str | None = None, *, name: str | None = None) -> Trained:
+def load(path: Path | str, surface: str | None = None, *, name: str | None = None) -> Loaded:
     """The policy in a file; ConfigError if it is none, or not for this surface as it is now. `name`: what to call it; unset: the file's name.
 
     Arrays of a network: `mean`, `scale` (float32[k]), `w0`, `b0`, `w1`, `b1`, ... (float32[inputs, outputs] and float32[outputs]).
     Of a table: `columns` (int64[c]), `edges` (float32[c, e]), `values` (float32[cells, m]).
     Of a tree: `columns` (int64[b]), `thresholds` (float32[b]), `children` (int64[b, 2]), `values` (float32[b + 1, m]).
+    Of a rule: `names` (text[p]), `parameters` (float64[p]), see `policies.tuned`.
     """
     source = Path(path)
     notes, arrays = read(source)
     if surface is not None and notes.surface != surface:
         raise ConfigError("policy", f"'{source}' acts on '{notes.surface}'", allowed=f"a policy of surface '{surface}'")
     try:
-        return build(notes, arrays, name=name or source.stem)
+        return policy_of(notes, arrays, name=name or source.stem)
     except UnknownNameError as error:
         raise _none(source, str(error)) from error
     except BROKEN as error:
@@ -120,8 +125,29 @@ def read(path: Path | str) -> tuple[Notes, dict[str, Array]]:
     return notes, arrays
 
 
-def build(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") -> Trained:
+def policy_of(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") -> Loaded:
     """The policy that notes and arrays describe. ConfigError: made for another meaning of surface or head; ValueError: they do not fit together."""
+    if notes.kind == "rule":
+        _head_of(notes)
+        return _rule(notes, arrays, name)
+    return build(notes, arrays, name=name)
+
+
+def build(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") -> Trained:
+    """The same, for those that score every choice: all but rules."""
+    head = _head_of(notes)
+    width = len(surface_of(notes.surface).columns)
+    if notes.kind == "table":
+        return _table(notes, arrays, head, width, name)
+    if notes.kind == "tree":
+        return _tree(notes, arrays, head, width, name)
+    if notes.kind == "rule":
+        raise ValueError("a rule has no scores")
+    return _network(notes, arrays, head, width, name)
+
+
+def _head_of(notes: Notes) -> Head:
+    """The head that notes ask for, if it and the surface mean today what they meant then."""
     head = find_head(notes.surface, notes.head)
     now = surface_version(notes.surface)
     if notes.surface_version and notes.surface_version != now:
@@ -132,12 +158,7 @@ def build(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") -> T
             f"it was trained for version {notes.head_version} of '{head.name}' actions, which are now at {head.version}"
         )
         raise ConfigError("head", problem, allowed="train it again, or use inferencegym " + notes.version)
-    width = len(surface_of(notes.surface).columns)
-    if notes.kind == "table":
-        return _table(notes, arrays, head, width, name)
-    if notes.kind == "tree":
-        return _tree(notes, arrays, head, width, name)
-    return _network(notes, arrays, head, width, name)
+    return head
 
 
 def shipped(task: str) -> Path:
@@ -179,6 +200,17 @@ def _tree(notes: Notes, arrays: dict[str, Array], head: Head, width: int, name: 
     )
     values = _floats(arrays, "values", (branches.leaves, sum(head.sizes)))
     return TreePolicy(notes.surface, head, branches, values, name=name)
+
+
+def _rule(notes: Notes, arrays: dict[str, Array], name: str) -> TunedSieve:
+    if notes.surface != "paging":
+        raise ValueError(f"its rule is one of surface 'paging', not '{notes.surface}'")
+    names, values = arrays["names"], arrays["parameters"]
+    if names.dtype.kind != "U" or values.dtype != np.float64 or names.shape != values.shape or values.ndim != 1:
+        raise ValueError("parameters must be float64, each with a name")
+    if sorted(names.tolist()) != sorted(PARAMETERS):
+        raise ValueError(f"its rule has other parameters than today's: {', '.join(PARAMETERS)}")
+    return TunedSieve(parameters_of(dict(zip(names.tolist(), values.tolist(), strict=True))), name=name)
 
 
 def _floats(arrays: dict[str, Array], name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
