@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shlex
@@ -15,11 +16,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from inferencegym.envs import catalogue
+from inferencegym.envs.actors import LEARNED, actor
 from inferencegym.ground.errors import ConfigError, InferenceGymError
 from inferencegym.learn.evaluate import ALL, EpisodeResult, Evaluation, Row
 from inferencegym.learn.evaluate import evaluate as play
+from inferencegym.learn.explain import explain
+from inferencegym.learn.explain_page import sections
 from inferencegym.learn.page import score_label, write_page
 from inferencegym.learn.statistics import Estimate
+from inferencegym.policies.catalogue import trained_file
+
+#: Scenarios that a trained policy on the page is explained by.
+_LOOKED_AT = 4
 
 
 def evaluate(
@@ -77,7 +85,8 @@ def evaluate(
         )
     evaluation.skipped.update(skipped)
     if report is not None:
-        write_page(report, evaluation, command=shlex.join(["inferencegym", *sys.argv[1:]]))
+        explained = explanations(evaluation, tasks)
+        write_page(report, evaluation, command=shlex.join(["inferencegym", *sys.argv[1:]]), more=explained)
     if json_ is not None:
         text = json.dumps(evaluation.as_json(), indent=1) + "\n"
         if quiet:
@@ -88,6 +97,20 @@ def evaluate(
     for what, where in (("records", record), ("JSON", json_), ("report", report)):
         if where is not None:
             console.print(f"{what}: {where.resolve()}", soft_wrap=True)
+
+
+def explanations(evaluation: Evaluation, tasks: list[str]) -> dict[str, str]:
+    """Task -> what each trained policy that played it does there, folded up, for the page."""
+    found: dict[str, str] = {}
+    for given in tasks:
+        task = catalogue.task(given)
+        for name in evaluation.policies(task.name):
+            if name != LEARNED and trained_file(name) is None:
+                continue
+            looked = explain(task, actor(name, task), split=evaluation.split, scenarios=_LOOKED_AT, name=name)
+            summary = f"<summary>What {html.escape(name)} does, and when</summary>"
+            found[task.name] = found.get(task.name, "") + f"<details>{summary}{''.join(sections(looked))}</details>"
+    return found
 
 
 def make_room(option: str, folder: Path | None) -> None:

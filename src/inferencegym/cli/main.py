@@ -32,6 +32,10 @@ VERBS = {
         "Train a policy for a task; the best on validation scenarios is kept as one small file.",
         "inferencegym.cli.train:train",
     ),
+    "explain": (
+        "Say what a policy does when, and turn it into a decision tree to read and deploy.",
+        "inferencegym.cli.explain:explain",
+    ),
     "replay": (
         "Show a record of an episode; with --verify, play it again and grade what comes out.",
         "inferencegym.cli.replay:replay",

@@ -157,16 +157,16 @@ def importance(task: Task, policy: Any, seen: Decisions, *, top: int = 10) -> li
     for i, column in enumerate(task.surface.columns):
         if np.ptp(seen.observations[:, i]) == 0.0:
             continue
-        changes = []
+        changes: list[npt.NDArray[np.bool_]] = []
         for _ in range(_SHUFFLES):
             shuffled: Float32s = seen.observations.copy()
             shuffled[:, i] = chance.permutation(shuffled[:, i])
-            changes.append(np.not_equal(choices_of(task, policy, seen, shuffled), usual))
+            changes.append(np.asarray(choices_of(task, policy, seen, shuffled) != usual))
         changed: npt.NDArray[np.bool_] = np.concatenate(changes)
         by_knob = {}
         if changed.ndim == 2:
             by_knob = {name: float(changed[:, k].mean()) for k, name in enumerate(LEVERS) if changed[:, k].any()}
-            changed = changed.any(axis=1)
+            changed = np.asarray(changed.any(axis=1))
         found.append(Importance(column.name, column.unit, float(changed.mean()), by_knob))
     return sorted(found, key=lambda one: -one.changed)[:top]
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from inferencegym.learn.evaluate import Evaluation, Row
+from inferencegym.learn.explain_page import CSS
 from inferencegym.learn.statistics import Estimate
 
 _WIDTH, _LEFT, _LINE = 640, 190, 24
 
 
-def write_page(path: Path, evaluation: Evaluation, *, command: str) -> None:
-    """Write the file."""
+def write_page(path: Path, evaluation: Evaluation, *, command: str, more: Mapping[str, str] | None = None) -> None:
+    """Write the file. `more`: see `page`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(evaluation, command=command), encoding="utf-8")
+    path.write_text(page(evaluation, command=command, more=more), encoding="utf-8")
 
 
-def page(evaluation: Evaluation, *, command: str) -> str:
-    """The whole page as text."""
+def page(evaluation: Evaluation, *, command: str, more: Mapping[str, str] | None = None) -> str:
+    """The whole page as text. `more`: task -> HTML that follows its table, such as explanations of policies."""
+    more = more or {}
     rows = evaluation.table()
     n = len(evaluation.scenarios)
     parts = [
@@ -37,11 +40,12 @@ def page(evaluation: Evaluation, *, command: str) -> str:
         digest = next((one.digest for one in evaluation.episodes if one.task == name), "")
         if digest:
             parts.append(f"<p><em>digest {digest}</em></p>")
+        parts.append(more.get(name, ""))
     for name, why in evaluation.skipped.items():
         parts.append(f"<p>Not played: {html.escape(name)}: {html.escape(why)}</p>")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Policies compared</title><style>{_CSS}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
+        f"<title>Policies compared</title><style>{_CSS}{CSS if more else ''}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
     )
 
 

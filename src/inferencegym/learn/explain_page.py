@@ -1,0 +1,321 @@
+"""Pictures of an explanation, as inline SVG for one HTML file without anything from outside: heat maps, bars, and an episode over time.
+
+`sections` makes the parts of a page, also for the page of an evaluation; `write_page` makes a page of them alone.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import inferencegym
+from inferencegym.decision.encodings import show_lever
+from inferencegym.decision.knobs import GRID, LEVERS
+from inferencegym.decision.paging import NAMES
+from inferencegym.learn.distill import Distilled
+from inferencegym.learn.explain import Against, Explanation, Importance, Timeline
+
+_CELL_W, _CELL_H, _LABEL = 66, 22, 130
+_WIDTH, _LEFT, _RIGHT = 940, 150, 80
+_POINTS = 600
+_CHOICES = 5
+
+
+def write_page(
+    path: Path, found: Explanation, *, command: str, tree: Distilled | None = None, scores: str = ""
+) -> None:
+    """Write the file. `scores`: HTML of a comparison of policy and tree, if there is one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"What {html.escape(found.policy)} does on {html.escape(found.task)}"
+    body = "".join([f"<h1>{title}</h1>", f"<p>Made by <code>{html.escape(command)}</code> with inferencegym {inferencegym.__version__}.</p>", *sections(found, tree, scores)])  # fmt: skip
+    path.write_text(
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{_PAGE_CSS}{CSS}</style></head><body><main>{body}</main></body></html>\n",
+        encoding="utf-8",
+    )
+
+
+def sections(found: Explanation, tree: Distilled | None = None, scores: str = "") -> list[str]:
+    """The explanation in HTML, without heading; `CSS` belongs to it."""
+    stands = ", ".join(f"<b>{name}</b> {value}" for name, value in found.constant.items())
+    parts = [
+        '<div class="explained">',
+        f"<p>{found.decisions:,} decisions in {found.scenarios} {html.escape(found.split)} scenarios; mean value {found.value:.4f}."
+        + (f" Never moved: {stands}." if stands else "")
+        + "</p>",
+        "<h3>What it chooses, by load</h3>",
+        "<p>Each column is an interval of the load with about as many decisions as the others; a cell is the share of its decisions.</p>",
+        '<div class="maps">' + "".join(heat_map(one) for one in found.against) + "</div>"
+        if found.against
+        else "<p>It never moves a knob.</p>",
+        "<h3>What its choices hang on</h3>",
+        "<p>Share of decisions that come out otherwise when one column's values are shuffled among all decisions. Columns that say the same"
+        " (arrivals and requests that run, say) share what hangs on both.</p>",
+        bars(found.importance),
+        f"<h3>One episode: scenario {found.timeline.scenario}, beside {html.escape(found.timeline.other)}</h3>",
+        f"<p>Value {found.timeline.value:.4f}, against {found.timeline.other_value:.4f} of {html.escape(found.timeline.other)} on the same requests."
+        f' <span class="key own"></span>{html.escape(found.policy)} <span class="key other"></span>{html.escape(found.timeline.other)}</p>',
+        over_time(found.timeline),
+    ]
+    if tree is not None:
+        parts += [
+            "<h3>The same as a tree to read</h3>",
+            f"<p>{tree.tree.branches.leaves} leaves; it decides as the policy does in {tree.agreement:.1%} of its decisions on validation scenarios."
+            " After each leaf, how often it is reached.</p>",
+            scores,
+            f"<pre>{html.escape(tree.text())}</pre>",
+        ]
+    return [*parts, "</div>"]
+
+
+def heat_map(one: Against) -> str:
+    """Choices in rows, intervals of the load in columns."""
+    bins = len(one.intervals)
+    width, height = _LABEL + _CELL_W * bins + 10, _CELL_H * len(one.choices) + 52
+    said = f"{one.what} against {one.load}"
+    lines = [
+        f'<figure><figcaption>{said}</figcaption><svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" aria-label="{said}">'
+    ]
+    # Numbers grow upwards, as on any axis; a list of actions begins with the most frequent.
+    rows = list(range(len(one.choices)))
+    for y, i in enumerate(rows if one.what == "action" else rows[::-1]):
+        top = 6 + _CELL_H * y
+        lines.append(
+            f'<text class="label" x="{_LABEL - 8}" y="{top + 15}" text-anchor="end">{html.escape(one.choices[i])}</text>'
+        )
+        for b, share in enumerate(one.shares[i]):
+            x = _LABEL + _CELL_W * b
+            lines.append(
+                f'<rect class="cell" x="{x}" y="{top}" width="{_CELL_W - 2}" height="{_CELL_H - 2}" style="fill-opacity:{share:.3f}"/>'
+            )
+            if share >= 0.005:
+                ink = "on" if share > 0.55 else "off"
+                lines.append(
+                    f'<text class="{ink}" x="{x + _CELL_W / 2 - 1}" y="{top + 15}" text-anchor="middle">{share:.0%}</text>'
+                )
+    floor = 6 + _CELL_H * len(one.choices)
+    for b, (low, high) in enumerate(one.intervals):
+        text = short(low) if short(low) == short(high) else f"{short(low)}–{short(high)}"
+        lines.append(
+            f'<text x="{_LABEL + _CELL_W * b + _CELL_W / 2 - 1}" y="{floor + 16}" text-anchor="middle">{text}</text>'
+        )
+    middle = _LABEL + _CELL_W * bins / 2
+    lines.append(
+        f'<text class="label" x="{middle}" y="{floor + 36}" text-anchor="middle">{html.escape(f"{one.load} ({one.unit})")}</text>'
+    )
+    return "".join(lines) + "</svg></figure>"
+
+
+def bars(found: Sequence[Importance]) -> str:
+    """One bar for each column."""
+    shown = [one for one in found if one.changed > 0.0]
+    if not shown:
+        return "<p>On nothing: no column changes a decision.</p>"
+    most = max(one.changed for one in shown)
+    width, left = 640, 190
+    lines = [
+        f'<svg viewBox="0 0 {width} {22 * len(shown) + 6}" style="max-width:{width}px" role="img" aria-label="importance of columns">'
+    ]
+    for i, one in enumerate(shown):
+        y, length = 22 * i + 4, one.changed / most * (width - left - 60)
+        detail = ", ".join(f"{name} {share:.1%}" for name, share in one.by_knob.items()) or f"{one.changed:.1%}"
+        lines.append(
+            f'<text class="label" x="{left - 8}" y="{y + 13}" text-anchor="end">{one.column}</text>'
+            f'<rect class="bar" x="{left}" y="{y}" width="{length:.1f}" height="17"><title>{detail}</title></rect>'
+            f'<text x="{left + length + 6:.1f}" y="{y + 13}">{one.changed:.1%}</text>'
+        )
+    return "".join(lines) + "</svg>"
+
+
+def over_time(line: Timeline) -> str:
+    """Panels one above the other, over the episode: what came, what was chosen, what users felt, and who is ahead."""
+    knobs = line.step == "window"
+    panels: list[Callable[[int], tuple[int, list[str]]]] = []
+    for name, (own, other) in line.seen.items():
+        objectives = line.objectives if name == "p99_ttft_ms" else {}
+        # Both see the same requests arrive.
+        panels.append(partial(_curves, line, name, own, None if name == "request_arrival_rate" else other, objectives))
+    if knobs:
+        levers = [np.array(one) for one in line.choices]
+        moved = [k for k in range(len(LEVERS)) if len(np.unique(np.concatenate([one[:, k] for one in levers]))) > 1]
+        panels[1:1] = [partial(_steps, line, LEVERS[k], levers[0][:, k], levers[1][:, k]) for k in moved]
+    else:
+        panels.insert(1, partial(_lanes, line))
+    panels.append(partial(_curves, line, "ahead", line.ahead, None, {}))
+    top = 8
+    drawn: list[str] = []
+    for panel in panels:
+        height, lines = panel(top)
+        drawn += lines
+        top += height + 16
+    drawn += _time_axis(line, top - 10)
+    return f'<svg viewBox="0 0 {_WIDTH} {top + 30}" style="max-width:{_WIDTH}px" role="img" aria-label="one episode over time">{"".join(drawn)}</svg>'
+
+
+def _x(line: Timeline, step: float) -> float:
+    steps = max(len(line.choices[0]), len(line.choices[1]))
+    return _LEFT + step / steps * (_WIDTH - _LEFT - _RIGHT)
+
+
+def _frame(top: int, height: int, name: str, unit: str) -> list[str]:
+    middle = top + height / 2
+    lines = [f'<rect class="frame" x="{_LEFT}" y="{top}" width="{_WIDTH - _LEFT - _RIGHT}" height="{height}"/>']
+    lines.append(f'<text class="label" x="4" y="{middle}">{html.escape(name)}</text>')
+    if unit:
+        lines.append(f'<text x="4" y="{middle + 15}">{html.escape(unit)}</text>')
+    return lines
+
+
+_UNITS = {
+    "request_arrival_rate": "requests/s", "p99_ttft_ms": "ms, and objectives", "queue_depth": "requests", "kv_cache_occupancy": "share",
+    "gpu_utilization_pct": "share", "free_queue_pressure": "requests", "vip_queue_pressure": "requests", "ahead": "return so far",
+}  # fmt: skip
+_TITLES = {
+    "ahead": "lead",
+    "p99_ttft_ms": "p99 TTFT",
+    "request_arrival_rate": "arrivals",
+    "queue_depth": "queue",
+    "kv_cache_occupancy": "KV in use",
+}
+_TITLES |= {"gpu_utilization_pct": "GPU in use", "free_queue_pressure": "free queue", "vip_queue_pressure": "VIP queue"}
+
+
+def _curves(
+    line: Timeline, name: str, own: list[float], other: list[float] | None, objectives: dict[str, float], top: int
+) -> tuple[int, list[str]]:
+    """Lines of the policy and of the other; of a TTFT on a scale of powers of ten, with objectives."""
+    height = 76
+    log = name == "p99_ttft_ms"
+    values = [*own, *(other or []), *objectives.values()]
+    scale: Callable[[float], float] = (lambda v: math.log10(max(v, 10.0))) if log else (lambda v: v)
+    low, high = min(map(scale, values)), max(map(scale, values))
+    low = low if log or low < 0 else 0.0
+    high = high if high > low else low + 1.0
+
+    def y(value: float) -> float:
+        return top + height - 4 - (scale(value) - low) / (high - low) * (height - 8)
+
+    lines = _frame(top, height, _TITLES[name], _UNITS[name])
+    for value in (10.0**low, 10.0**high) if log else (low, high):
+        lines.append(f'<text x="{_LEFT - 5}" y="{y(value) + 4:.1f}" text-anchor="end">{short(value)}</text>')
+    if low < 0 < high and not log:
+        lines.append(f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>')
+    for value in sorted(set(objectives.values())):
+        names = ", ".join(one for one, limit in objectives.items() if limit == value)
+        lines.append(
+            f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        )
+        lines.append(
+            f'<text class="limit" x="{_WIDTH - _RIGHT + 5}" y="{y(value) + 4:.1f}">{html.escape(names)}</text>'
+        )
+    for series, kind in ((other, "other"), (own, "own")):
+        if series:
+            lines.append(_polyline(line, thinned(series), y, kind))
+    return height, lines
+
+
+def _steps(line: Timeline, name: str, own: Any, other: Any, top: int) -> tuple[int, list[str]]:
+    """A knob of the policy and of the other, each on the place of its value in the grid."""
+    grid = list(GRID[name])
+    used = sorted({*own.tolist(), *other.tolist()})
+    low, high = min(used), max(used)
+    height = 60
+    log = name == "batch_cap"
+    scale: Callable[[float], float] = math.log2 if log else float
+
+    def y(value: float) -> float:
+        return top + height - 6 - (scale(value) - scale(low)) / max(scale(high) - scale(low), 1e-9) * (height - 12)
+
+    lines = _frame(top, height, name, "")
+    for value in {low, high} if len(grid) > 3 else used:
+        lines.append(f'<text x="{_LEFT - 5}" y="{y(value) + 4:.1f}" text-anchor="end">{show_lever(name, value)}</text>')
+    for series, kind in ((other, "other"), (own, "own")):
+        points = []
+        for step, value in enumerate(series.tolist()):
+            points += [f"{_x(line, step):.1f},{y(value):.1f}", f"{_x(line, step + 1):.1f},{y(value):.1f}"]
+        lines.append(f'<polyline class="{kind}" points="{" ".join(points)}"/>')
+    return height, lines
+
+
+def _lanes(line: Timeline, top: int) -> tuple[int, list[str]]:
+    """How often the policy took each of its most frequent actions, along the episode."""
+    own = np.array(line.choices[0])
+    often = [
+        i for i in np.argsort(-np.bincount(own, minlength=len(NAMES)), kind="stable").tolist() if (own == i).any()
+    ][:_CHOICES]
+    pieces = np.array_split(np.arange(len(own)), min(len(own), 120))
+    height = 18 * len(often) + 4
+    lines = [f'<rect class="frame" x="{_LEFT}" y="{top}" width="{_WIDTH - _LEFT - _RIGHT}" height="{height}"/>']
+    for row, action in enumerate(often):
+        y = top + 2 + 18 * row
+        lines.append(f'<text class="label" x="{_LEFT - 5}" y="{y + 13}" text-anchor="end">{NAMES[action]}</text>')
+        for piece in pieces:
+            share = float((own[piece] == action).mean())
+            if share > 0.0:
+                x, end = _x(line, int(piece[0])), _x(line, int(piece[-1]) + 1)
+                lines.append(
+                    f'<rect class="cell" x="{x:.1f}" y="{y}" width="{end - x:.1f}" height="16" style="fill-opacity:{share:.3f}"/>'
+                )
+    return height, lines
+
+
+def _polyline(line: Timeline, points: list[tuple[float, float]], y: Callable[[float], float], kind: str) -> str:
+    said = " ".join(f"{_x(line, step):.1f},{y(value):.1f}" for step, value in points)
+    return f'<polyline class="{kind}" points="{said}"/>'
+
+
+def _time_axis(line: Timeline, top: int) -> list[str]:
+    steps = max(len(line.choices[0]), len(line.choices[1]))
+    lines = []
+    for k in range(7):
+        at = steps * k / 6
+        text = f"{at * line.length:.0f} s" if line.step == "window" else f"{at:,.0f}"
+        anchor = "end" if k == 6 else "middle"
+        lines.append(f'<text x="{_x(line, at):.1f}" y="{top + 14}" text-anchor="{anchor}">{text}</text>')
+    word = "time in the episode" if line.step == "window" else "decision"
+    lines.append(f'<text class="label" x="{(_LEFT + _WIDTH) / 2}" y="{top + 32}" text-anchor="middle">{word}</text>')
+    return lines
+
+
+def thinned(series: Sequence[float]) -> list[tuple[float, float]]:
+    """(step, value) of a series; of a long one, the means of as many pieces as can be told apart."""
+    if len(series) <= _POINTS:
+        return [(step + 0.5, value) for step, value in enumerate(series)]
+    pieces = np.array_split(np.arange(len(series)), _POINTS)
+    values = np.array(series)
+    return [(float(piece.mean()) + 0.5, float(values[piece].mean())) for piece in pieces]
+
+
+def short(value: float) -> str:
+    """A number in a few letters."""
+    if abs(value) >= 10_000:
+        return f"{value / 1000:.0f}k"
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
+
+
+_PAGE_CSS = """
+:root{color-scheme:light dark;--paper:#fff;--ink:#1a1a1a;--soft:#5c5c5c;--rule:#d8d8d8;--mark:#f3f6fa}
+@media (prefers-color-scheme:dark){:root{--paper:#15181c;--ink:#e8e8e8;--soft:#a8adb3;--rule:#343a41;--mark:#1f252c}}
+*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{max-width:1160px;margin:0 auto;padding:1.5rem}h1{font-size:1.5rem;margin:0 0 .5rem}
+code{background:var(--mark);padding:.1em .35em;border-radius:4px;overflow-wrap:anywhere}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.25rem .8rem;border-bottom:1px solid var(--rule);text-align:right}
+th:first-child{text-align:left;font-weight:500}svg{width:100%;height:auto}svg text{fill:var(--soft);font:12px system-ui,sans-serif}svg .label{fill:var(--ink)}
+"""
+#: What the sections need beside the colours of the page that they stand on.
+CSS = """
+.explained h3{font-size:1.05rem;margin:1.6rem 0 .3rem}.explained svg{display:block}.explained figure{margin:0;min-width:0}
+.explained figcaption{font-weight:600;font-size:.9rem}.explained .maps{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:1rem 1.5rem}
+.explained .cell,.explained .bar{fill:#0072B2;stroke:none}.explained text.on{fill:#fff}.explained text.off{fill:var(--ink)}
+.explained .frame{fill:none;stroke:var(--rule)}.explained .rule{stroke:var(--rule)}.explained .limit{stroke:#009E73;stroke-dasharray:5 3}
+.explained text.limit{fill:#009E73;stroke:none}.explained polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}
+.explained .own{stroke:#0072B2;background:#0072B2}.explained .other{stroke:#D55E00;background:#D55E00;stroke-dasharray:5 3;stroke-width:1.4}
+.explained .key{display:inline-block;width:1.6em;height:3px;vertical-align:middle;margin:0 .4em 0 1em}
+.explained pre{background:var(--mark);padding:1rem;overflow-x:auto;font-size:.85rem;line-height:1.45}
+"""
