@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from inferencegym.decision.paging import COLUMNS, NAMES
 from inferencegym.envs.batch import Outcome
 from inferencegym.envs.episode import Episode, record
-from inferencegym.envs.openenv import tasks
+from inferencegym.envs.openenv import answers, tasks
+from inferencegym.envs.openenv.contract import Whole
 from inferencegym.envs.pagedkv import PagedTask
 from inferencegym.envs.splits import SPLITS
 from inferencegym.ground.errors import ConfigError, UnknownNameError
@@ -33,9 +34,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    gpu_total_blocks: int | None = Field(None, ge=500, le=100_000, description="KV blocks on the GPU")
-    cpu_total_blocks: int | None = Field(None, ge=0, le=1_000_000, description="KV blocks on the CPU")
-    max_ticks: int | None = Field(None, ge=1, le=10_000, description="ticks of an episode")
+    gpu_total_blocks: Whole | None = Field(None, ge=500, le=100_000, description="KV blocks on the GPU")
+    cpu_total_blocks: Whole | None = Field(None, ge=1, le=1_000_000, description="KV blocks on the CPU")
+    max_ticks: Whole | None = Field(None, ge=1, le=10_000, description="ticks of an episode")
 
 
 class SimulateBody(BaseModel):
@@ -43,16 +44,25 @@ class SimulateBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    agent: str = Field("lru", max_length=60, description="a name of GET /api/agents")
-    task: str = Field("easy", max_length=60, description="easy, medium or hard")
-    seed: int = Field(0, ge=0, lt=1 << 40, description="scenario within the split")
-    split: str = Field("validation", max_length=20, description="train, validation or test")
-    ticks: int | None = Field(
+    agent: str = Field(
+        "lru",
+        max_length=60,
+        description="a name of GET /api/agents",
+        json_schema_extra={"enum": list(policy_names("paging"))},
+    )
+    task: str = Field(
+        "easy", max_length=60, description="easy, medium or hard", json_schema_extra={"enum": list(LADDER)}
+    )
+    seed: Whole = Field(0, ge=0, lt=1 << 40, description="scenario within the split")
+    split: str = Field(
+        "validation", max_length=20, description="train, validation or test", json_schema_extra={"enum": list(SPLITS)}
+    )
+    ticks: Whole | None = Field(
         None, ge=1, le=10_000, description="shorter than the task's horizon; the same as settings.max_ticks"
     )
     settings: Settings = Field(default_factory=lambda: Settings())
-    offset: int = Field(0, ge=0, description="first decision of the log to answer")
-    limit: int = Field(500, ge=0, le=5000, description="decisions of the log to answer")
+    offset: Whole = Field(0, ge=0, description="first decision of the log to answer")
+    limit: Whole = Field(500, ge=0, le=5000, description="decisions of the log to answer")
 
 
 def resolved(name: str, settings: Settings) -> dict[str, int]:
@@ -129,27 +139,25 @@ def page(run: _Run, offset: int, limit: int) -> list[dict[str, Any]]:
 
 def paging() -> APIRouter:
     """GET /api/agents, GET and POST /api/settings, POST /api/simulate."""
-    router = APIRouter(
-        prefix="/api", tags=["Paging dashboards"], responses={400: {"description": "a name or a range that is wrong"}}
-    )
+    router = APIRouter(prefix="/api", tags=["Paging dashboards"])
     at_work = asyncio.Lock()
 
-    @router.get("/agents")
+    @router.get("/agents", responses=answers.answered(answers.Agents))
     async def agents() -> dict[str, Any]:
         """Who can play."""
         return {"agents": [{"id": name, "name": name} for name in policy_names("paging")], "tasks": list(LADDER)}
 
-    @router.get("/settings")
+    @router.get("/settings", responses=answers.answered(answers.Defaults))
     async def defaults() -> dict[str, Any]:
         """Each task's own settings."""
         return {"settings": {name: resolved(name, Settings()) for name in LADDER}, "scope": "request"}
 
-    @router.post("/settings")
+    @router.post("/settings", responses=answers.answered(answers.Checked) | answers.refusals(400, 422))
     async def check(body: Annotated[Settings, Body()]) -> dict[str, Any]:
         """What settings come to on each task. The server keeps nothing: send them again with POST /api/simulate."""
         return {"settings": {name: resolved(name, body) for name in LADDER}, "scope": "request", "kept": False}
 
-    @router.post("/simulate")
+    @router.post("/simulate", responses=answers.answered(answers.Simulation) | answers.refusals(400, 422))
     async def simulate(body: SimulateBody) -> dict[str, Any]:
         """A whole episode: its summary, and `limit` decisions of its log from `offset` on; `next_offset` is null at the end."""
         if body.agent not in policy_names("paging"):

@@ -21,7 +21,7 @@ from openenv.core.env_server.types import ConcurrencyConfig
 from pydantic import ValidationError
 
 import inferencegym
-from inferencegym.envs.openenv import api, routes, webpage
+from inferencegym.envs.openenv import api, contract, routes, webpage
 from inferencegym.envs.openenv.environment import ENVIRONMENTS, PlantEnvironment
 from inferencegym.envs.openenv.metrics import Meter, expose
 from inferencegym.envs.openenv.models import PagingAction, ServeAction
@@ -105,6 +105,7 @@ def make_app(family: str = "llmserve", limits: Limits | None = None) -> FastAPI:
     _clear_errors(app)
     app.add_middleware(_Bounded)
     expose(app, meter)
+    contract.complete(app)
     return app
 
 

@@ -23,11 +23,11 @@ MOST_STEPS = 20_000
 class EpisodeLog(BaseModel):
     """A whole episode as its client recorded it; `clients.EpisodeClient.episode_log()` writes one."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     task_id: str = Field(max_length=100, description="name of the task")
     split: str = Field("validation", max_length=20, description="train, validation or test")
-    seed: int = Field(ge=0, description="scenario within the split")
+    seed: int = Field(ge=0, lt=1 << 40, description="scenario within the split")
     digest: str = Field(max_length=64, description="the task's digest, from reset's metadata or GET /tasks")
     actions: list[dict[str, Any] | int] = Field(
         min_length=1, max_length=MOST_STEPS, description="one a step, as sent to /step"

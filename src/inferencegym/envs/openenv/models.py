@@ -19,10 +19,12 @@ from inferencegym.decision.knobs import COLUMNS as KNOB_COLUMNS
 from inferencegym.decision.knobs import QUANTIZATION_TIERS, RANGES
 
 
-def _no_bool(value: Any) -> Any:
-    """True is no number here, although Python counts with it."""
+def only_number(value: Any) -> Any:
+    """Neither true nor "8" is a number here, although Python counts with the one and pydantic reads the other."""
     if isinstance(value, bool):
         raise PydanticCustomError("number_expected", "Input should be a number, not true or false")
+    if isinstance(value, str | bytes):
+        raise PydanticCustomError("number_expected", "Input should be a number, not text")
     return value
 
 
@@ -36,7 +38,7 @@ def _number(kind: type, low: float, high: float, what: str) -> Any:
     """A knob that may be left out; its published schema is the number alone, so that forms and clients see the range."""
     word = "integer" if kind is int else "number"
     schema = {"type": word, "minimum": kind(low), "maximum": kind(high), "description": what, "default": None}
-    return Annotated[kind | None, Field(ge=low, le=high), BeforeValidator(_no_bool), WithJsonSchema(schema)]
+    return Annotated[kind | None, Field(ge=low, le=high), BeforeValidator(only_number), WithJsonSchema(schema)]
 
 
 def _switch(what: str) -> Any:
@@ -68,7 +70,7 @@ class ServeAction(Action):
 class PagingAction(Action):
     """One of the eighteen actions of the paging surface, by number."""
 
-    action_id: Annotated[int, BeforeValidator(_no_bool)] = Field(
+    action_id: Annotated[int, BeforeValidator(only_number)] = Field(
         ge=0,
         le=len(paging.ACTIONS) - 1,
         description="; ".join(f"{i} {name}" for i, name in enumerate(paging.NAMES)),
@@ -137,13 +139,34 @@ class PagingState(PlantState):
     """State of a PagedKV session."""
 
 
+def action_schema(family: str) -> dict[str, Any]:
+    """JSON Schema of all that `as_action` takes from JSON."""
+    if family == "llmserve":
+        schema = ServeAction.model_json_schema()
+        for name, knob in schema["properties"].items():
+            if name != "metadata":
+                schema["properties"][name] = {"anyOf": [knob, {"type": "null"}], "description": knob["description"]}
+        return schema
+    number = {"type": "integer", "minimum": 0, "maximum": len(paging.ACTIONS) - 1}
+    name = {"type": "string", "enum": list(paging.NAMES)}
+    wrapped = {
+        "type": "object", "properties": {"action": {"anyOf": [number, name]}, "metadata": {}},
+        "required": ["action"], "additionalProperties": False,
+    }  # fmt: skip
+    return {"anyOf": [number, name, PagingAction.model_json_schema(), wrapped]}
+
+
 def as_action(family: str, given: Any) -> Action:
     """An action from what people send: a mapping, an action's number or name (paging), six numbers (knobs); pydantic's error if it is wrong."""
     if isinstance(given, Action):
         return given
     if family == "pagedkv":
         found = given
-        if isinstance(given, Mapping) and set(given) - {"metadata"} == {"action"}:
+        if (
+            isinstance(given, Mapping)
+            and set(given) - {"metadata"} == {"action"}
+            and not isinstance(given["action"], Mapping)
+        ):
             found = given["action"]
         if isinstance(found, str) and found in paging.NUMBER:
             found = paging.NUMBER[found]
