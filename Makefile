@@ -34,7 +34,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
+bench: $(TESTS)
 	@mkdir -p out/bench
 	@set -e; for script in benchmarks/*.py; do \
 		name=$$(basename $$script .py); echo "$$script"; \

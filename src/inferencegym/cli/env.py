@@ -34,4 +34,9 @@ def env(
         if value is not None:
             os.environ[name] = str(value)
     os.environ["ENABLE_WEB_INTERFACE"] = "true" if web else "false"
-    serve(family, host, port)
+    serve(
+        family,
+        host,
+        port,
+        ready=lambda url: typer.echo(f"{family} is ready on {url}" + (", page at /web" if web else "")),
+    )

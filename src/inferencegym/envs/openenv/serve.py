@@ -3,19 +3,56 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 
 import uvicorn
+from fastapi import FastAPI
 
 from inferencegym.envs.openenv.app import make_app
 from inferencegym.ground.errors import ConfigError
 
 
-def serve(family: str, host: str = "0.0.0.0", port: int | None = None) -> None:
-    """Serve until SIGTERM or Ctrl-C. `port`: else PORT, else 8000, where OpenEnv's containers listen."""
+def serve(
+    family: str, host: str = "0.0.0.0", port: int | None = None, ready: Callable[[str], None] | None = None
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. `port`: else PORT, else 8000, where OpenEnv's containers listen. `ready`: told the URL once it answers."""
     text = os.environ.get("PORT", "8000")
     if port is None:
         if not text.isdigit() or not 0 < int(text) < 65536:
             raise ConfigError("PORT", f"'{text}' is no port", allowed="1..65535")
         port = int(text)
-    # Open sockets get a few seconds, then the server ends.
-    uvicorn.run(make_app(family), host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
+    run(make_app(family), host, port, ready)
+
+
+class _Telling(uvicorn.Server):
+    """Says once that the port is open."""
+
+    ready: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[object] | None = None) -> None:
+        """Begin to listen, then say so."""
+        await super().startup(sockets=sockets)
+        if self.started and not self.should_exit and self.ready is not None:
+            self.ready()
+
+
+def run(app: FastAPI, host: str, port: int, ready: Callable[[str], None] | None = None) -> None:
+    """Serve an application until SIGTERM or Ctrl-C."""
+    # Open sockets get a few seconds, then the server ends. To compress a frame of a kilobyte costs more than the step.
+    server = _Telling(
+        uvicorn.Config(
+            app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5, ws_per_message_deflate=False
+        )
+    )
+    if ready is not None:
+        shown = f"[{host}]" if ":" in host else host
+        server.ready = lambda: ready(f"http://{shown}:{port}")
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        # It has ended in order; uvicorn raises the signal again.
+        return
+    if not server.started:
+        # uvicorn has said why.
+        sys.exit(1)
