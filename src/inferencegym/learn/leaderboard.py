@@ -1,273 +1,269 @@
-"""The leaderboard: entries that a machine can check. What an entry claims is recomputed from what it claims it scored, and that is played or replayed.
+"""Entries of the leaderboard: what an entry claims, and the checks that a machine makes of it by playing or replaying it.
 
-An entry is a folder with `entry.toml`, and either a policy that can be played here (a file of trained numbers beside it, or a name that the
-package knows) or the records of its episodes. Nothing of an entry is ever executed: policies are numbers, records are actions. See leaderboard/README.md.
+An entry is a folder with `entry.toml` and, unless it plays something that comes with the package, a policy's file or the records of its
+episodes. It is read as a stranger's: nothing in it is executed, and it names no file outside its folder. Grades are 0..1, as in `envs.grade`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-import inferencegym
 from inferencegym.envs import catalogue
-from inferencegym.envs.actors import PLANNERS, actor
+from inferencegym.envs.actors import BEST_STATIC, LEARNED, PLANNERS, actor
 from inferencegym.envs.batch import Task
 from inferencegym.envs.episode import Episode, record
 from inferencegym.envs.grade import Anchors, load_anchors, replay
-from inferencegym.ground.errors import ConfigError, InferenceGymError, InputError
+from inferencegym.ground.errors import ConfigError, InputError
+from inferencegym.ground.rng import stream
 from inferencegym.learn.statistics import Estimate, bootstrap
-from inferencegym.policies.catalogue import trained_file
+from inferencegym.policies import trained
+from inferencegym.policies.catalogue import policy_names
 
-FILE, RECORDS = "entry.toml", "episodes"
-SPLIT = "test"
-#: An entry is ranked if it has played at least these, in this order: 0, 1, 2, ...; one with fewer is shown without a rank.
-RANKED, LEAST = 50, 10
-#: Largest difference in value between machines that passes as rounding; and of figures that are claimed with four digits.
-TOLERANCE, CLAIM_TOLERANCE = 1e-6, 6e-5
-_MOST_BYTES = 16 * 1024 * 1024
-_KNOWS_THE_FUTURE = ("clairvoyant",)
+FILE, EPISODES, SPLIT = "entry.toml", "episodes", "test"
+#: Scenarios that an entry needs to be ranked, and to be listed at all.
+RANKED, LISTED = 50, 10
+#: How far a value may differ from what is claimed (another machine rounds otherwise), and a mean grade from what the values come to.
+VALUE_TOLERANCE, GRADE_TOLERANCE = 1e-6, 5e-4
+#: Where scenarios begin that nobody has seen: far beyond those of any table.
+_FRESH_FROM, _FRESH_MANY = 1_000_000, 1_000_000_000
+_MOST_BYTES = 1024 * 1024
+_Text = Annotated[str, Meta(min_length=1, max_length=2000)]
+_Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
 
 class Claim(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an entry says it reached, on test scenarios 0, 1, 2, ..., as many as there are values."""
+    """What the entry says it reaches on the first test scenarios 0, 1, 2, ..."""
 
     mean_grade: float
-    """Mean of the grades, 0..1."""
     low: float
-    """95 % bootstrap interval of the same, as `learn.statistics.bootstrap` gives it."""
     high: float
+    """95 % bootstrap interval of the mean over scenarios."""
     values: tuple[float, ...]
-    """Value of each episode."""
+    """The value of the episode on each scenario, in order."""
 
 
 class Entry(Struct, frozen=True, forbid_unknown_fields=True):
-    """The file `entry.toml`."""
+    """One entry's file."""
 
-    format: Literal[1]
-    name: str
-    authors: str
-    task: str
-    task_digest: str
-    policy: str
-    """A name that the package knows (sieve, best-static, learned, fixed:...), `file:NAME.npz` beside the entry, or `records`."""
-    training: str
-    """What it was trained or tuned on, by what, for how long; for a language model: which one, asked how."""
+    name: _Name
+    """As its folder is called."""
+    task: _Name | Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,40}$")]
+    digest: str
+    """Of the task that was played."""
+    authors: _Text
+    plays: _Text
+    """`NAME.npz`, a policy's file in the folder; `episodes`, a folder of records; or the name of what comes with the package."""
+    training: _Text
+    """What it was made with and from, in a sentence or two."""
     claim: Claim
-    package: str = ""
-    """Version that the claim was made with."""
+    sha256: str = ""
+    """Of the policy's file, or of the shipped weights that `learned` plays."""
     link: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """An entry whose claim adds up."""
+class Checked:
+    """What came of checking an entry."""
 
     entry: Entry
-    folder: Path
-
-    @property
-    def scenarios(self) -> int:
-        """Episodes played."""
-        return len(self.entry.claim.values)
+    replayed: tuple[int, ...]
+    """Scenarios that were played or replayed."""
+    grade: Estimate
+    """Mean grade over all claimed scenarios, computed from the values."""
 
     @property
     def ranked(self) -> bool:
-        """Whether it played enough to be ranked."""
-        return self.scenarios >= RANKED
-
-    @property
-    def kind(self) -> str:
-        """How it can be checked: policy (any scenario can be played) or records (only what was played can be replayed)."""
-        return "records" if self.entry.policy == "records" else "policy"
+        """Whether it has enough scenarios to be ranked."""
+        return len(self.entry.claim.values) >= RANKED
 
 
-def read(folder: Path | str) -> Listed:
-    """An entry, after everything that can be said without playing: fields, task, policy, and a claim that adds up. InputError says what is wrong."""
-    path = Path(folder) / FILE
-    if not path.is_file():
-        raise InputError("there is no such file; an entry is a folder with one", file=path)
-    if path.stat().st_size > 256 * 1024:
-        raise InputError("is larger than 256 KiB; no entry is", file=path)
+def read_entry(folder: Path | str) -> Entry:
+    """The entry in a folder; InputError says what is wrong with its file."""
+    file = Path(folder) / FILE
+    if not file.is_file() or file.stat().st_size > _MOST_BYTES:
+        raise InputError(f"there is no such file, or it is larger than {_MOST_BYTES // 1024} KiB", file=file)
     try:
-        entry = msgspec.toml.decode(path.read_bytes(), type=Entry)
-    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"is not an entry: {error}", file=path) from error
-    task, anchors = _task(entry, path)
-    _policy_path(entry, path)
-    _check_claim(entry.claim, anchors, path)
-    _size(path)
-    del task
-    return Listed(entry, Path(folder))
+        entry = msgspec.toml.decode(file.read_bytes(), type=Entry)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(str(error), file=file) from error
+    if entry.name != Path(folder).resolve().name:
+        raise InputError(f"it is called '{entry.name}', its folder '{Path(folder).resolve().name}'", file=file)
+    if entry.task != Path(folder).resolve().parent.name:
+        raise InputError(f"it is of task '{entry.task}', but lies in '{Path(folder).resolve().parent.name}'", file=file)
+    return entry
 
 
-def check(listed: Listed, scenarios: Sequence[int] | None = None) -> int:
-    """Play or replay an entry's scenarios (unset: all that it claims); InputError at the first that did not come out as claimed. How many were checked."""
-    entry, path = listed.entry, listed.folder / FILE
-    chosen = range(listed.scenarios) if scenarios is None else [i for i in scenarios if i < listed.scenarios]
-    task, _ = _task(entry, path)
-    player = None if listed.kind == "records" else _player(listed, task)
+def grade_of(values: Sequence[float], anchors: Anchors) -> Estimate:
+    """Mean grade of the values of test scenarios 0, 1, 2, ..., with its interval."""
+    grades = [anchors.grade(value, SPLIT, index).grade for index, value in enumerate(values)]
+    return bootstrap([grades], lambda strata: float(np.mean(strata[0])))
+
+
+def check(folder: Path | str, scenarios: Sequence[int] | None = None, *, planners: bool = False) -> Checked:
+    """Check an entry; InputError says what is refused and why.
+
+    `scenarios`: those to play or replay (None: all that are claimed); `planners`: play planners too, which takes minutes.
+    """
+    source = Path(folder)
+    entry = read_entry(source)
+    task, anchors = _task_of(entry, source)
+    grade = _check_claim(entry, anchors, source)
+    many = len(entry.claim.values)
+    chosen = tuple(range(many)) if scenarios is None else tuple(sorted({i for i in scenarios if i < many}))
+    if entry.plays == EPISODES:
+        _check_records(entry, task, source, chosen)
+        return Checked(entry, chosen, grade)
+    player = player_of(entry, task, source)
+    if entry.plays in PLANNERS[task.surface.name] and not planners:
+        return Checked(entry, (), grade)
     for index in chosen:
-        came = (
-            _replayed(listed, task, index)
-            if player is None
-            else record(task, player, split=SPLIT, scenario=index).value
+        came = record(task, player, split=SPLIT, scenario=index).value
+        _compare(entry, index, came, source)
+    return Checked(entry, chosen, grade)
+
+
+def sample(entry: Entry, many: int, seed: int) -> tuple[int, ...]:
+    """Some of an entry's scenarios, drawn by a seed that whoever made the entry did not choose."""
+    size = len(entry.claim.values)
+    drawn = stream(seed, f"leaderboard.{entry.task}.{entry.name}").choice(size, min(many, size), replace=False)
+    return tuple(sorted(int(index) for index in drawn))
+
+
+def fresh(folder: Path | str, many: int, seed: int) -> Estimate:
+    """The mean grade on test scenarios that are in no table, drawn by a seed; InputError if what was claimed lies above it.
+
+    On these scenarios a grade's scale has the mean ends, so grades scatter more than on those of the table; their mean does not move.
+    """
+    source = Path(folder)
+    entry = read_entry(source)
+    task, anchors = _task_of(entry, source)
+    if entry.plays == EPISODES:
+        raise InputError("records cannot be played on other scenarios; only a policy can", file=source / FILE)
+    player = player_of(entry, task, source)
+    rng = stream(seed, f"leaderboard.fresh.{entry.task}")
+    grades = []
+    for index in (_FRESH_FROM + rng.integers(0, _FRESH_MANY, many)).tolist():
+        grades.append(anchors.grade(record(task, player, split=SPLIT, scenario=index).value, SPLIT, index).unclipped)
+    found = bootstrap([grades], lambda strata: float(np.mean(strata[0])))
+    if entry.claim.low > found.high:
+        raise InputError(
+            f"{entry.claim.low:.3f} at least is claimed; on {many} test scenarios that are in no table it reaches {found}: it knows the table's",
+            file=source / FILE,
         )
-        claimed = entry.claim.values[index]
-        if not abs(came - claimed) <= TOLERANCE:
-            raise InputError(f"scenario {index}: value {claimed:.9g} was claimed, {came:.9g} came out", file=path)
-    return len(chosen)
+    return found
 
 
-def grades(listed: Listed, indices: Sequence[int]) -> list[float]:
-    """Grades of an entry's policy on test scenarios of one's choice, such as ones that nobody has seen before; ConfigError for mere records."""
-    if listed.kind == "records":
-        raise ConfigError(str(listed.folder), "holds records, which cannot play other scenarios", allowed="an entry with a policy")  # fmt: skip
-    task, anchors = _task(listed.entry, listed.folder / FILE)
-    player = _player(listed, task)
-    return [anchors.grade(record(task, player, split=SPLIT, scenario=i).value, SPLIT, i).grade for i in indices]
+def player_of(entry: Entry, task: Task, folder: Path) -> Any:
+    """Who plays an entry: the policy in its file, or something of the package's own. Nobody's code is imported."""
+    file, surface = folder / FILE, task.surface.name
+    if entry.plays.endswith(trained.SUFFIX):
+        if Path(entry.plays).name != entry.plays:
+            raise InputError(f"'{entry.plays[:80]}' is not a file of the entry's own folder", file=file)
+        _check_sum(entry, folder / entry.plays, file)
+        return trained.load(folder / entry.plays, surface, name=entry.name)
+    known = (BEST_STATIC, LEARNED, *policy_names(surface), *PLANNERS[surface])
+    if entry.plays not in known:
+        raise InputError(
+            f"plays '{entry.plays[:80]}'; known: NAME{trained.SUFFIX} in the folder, {EPISODES}, {', '.join(known)}", file=file
+        )  # fmt: skip
+    if entry.plays == LEARNED:
+        _check_sum(entry, trained.shipped(task.name), file)
+    return actor(entry.plays, task)
 
 
-def claim(values: Sequence[float], anchors: Anchors) -> Claim:
-    """The claim that values on test scenarios 0, 1, 2, ... make."""
-    estimate = estimate_of(values, anchors)
-    rounded = tuple(round(float(value), 9) for value in values)
-    return Claim(round(estimate.value, 4), round(estimate.low, 4), round(estimate.high, 4), rounded)
-
-
-def estimate_of(values: Sequence[float], anchors: Anchors) -> Estimate:
-    """Mean grade and its interval."""
-    found = [anchors.grade(value, SPLIT, i).grade for i, value in enumerate(values)]
-    return bootstrap([found], lambda strata: float(np.mean(strata[0])))
-
-
-def write(folder: Path, entry: Entry) -> Path:
-    """Write `entry.toml`."""
-    data = msgspec.to_builtins(entry)
-    claimed = data.pop("claim")
-    lines = [f"{name} = {_toml(value)}" for name, value in data.items() if value != ""]
-    lines += ["", "[claim]", *(f"{name} = {_toml(claimed[name])}" for name in ("mean_grade", "low", "high"))]
-    values = claimed["values"]
-    rows = [", ".join(_toml(value) for value in values[at : at + 10]) for at in range(0, len(values), 10)]
-    lines += ["values = [", *(f"  {row}," for row in rows), "]", ""]
+def write_entry(folder: Path, entry: Entry) -> Path:
+    """Write an entry's file."""
+    claim = entry.claim
+    own = [
+        (name, getattr(entry, name))
+        for name in ("name", "task", "digest", "authors", "plays", "sha256", "training", "link")
+    ]
+    lines = [f"{name} = {json.dumps(text)}" for name, text in own if text]
+    lines += [
+        "",
+        "[claim]",
+        f"mean_grade = {claim.mean_grade:.4f}",
+        f"low = {claim.low:.4f}",
+        f"high = {claim.high:.4f}",
+    ]
+    lines += [f"values = [{', '.join(repr(round(float(value), 9)) for value in claim.values)}]", ""]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text("\n".join(lines), encoding="utf-8")
     return folder / FILE
 
 
-def make(
-    folder: Path, *, task: str, name: str, authors: str, policy: str, training: str, scenarios: int = RANKED, values: Sequence[float] | None = None
-) -> Listed:  # fmt: skip
-    """Play a policy on the first test scenarios (or take the values it is known to have), and write the entry. `policy`: as in `Entry`.
-
-    Records are replayed: `folder/episodes/*.parquet`, one for each scenario.
-    """
-    found = catalogue.task(task)
-    anchors = load_anchors(found)
-    if anchors is None:
-        raise ConfigError(f"anchors of '{task}'", "there are none", allowed="a task with anchors")
-    blank = Claim(0.0, 0.0, 0.0, (0.0,) * scenarios)
-    entry = Entry(1, name, authors, found.name, found.digest, policy, training, blank, inferencegym.__version__)
-    _policy_path(entry, folder / FILE)
-    if values is None:
-        draft = Listed(entry, folder)
-        if draft.kind == "records":
-            values = [_replayed(draft, found, i) for i in range(scenarios)]
-        else:
-            player = _player(draft, found)
-            values = [record(found, player, split=SPLIT, scenario=i).value for i in range(scenarios)]
-    write(folder, msgspec.structs.replace(entry, claim=claim(values, anchors)))
-    return read(folder)
+def claim_of(values: Sequence[float], anchors: Anchors) -> Claim:
+    """What may be claimed of values on the first test scenarios."""
+    values = [round(float(value), 9) for value in values]
+    grade = grade_of(values, anchors)
+    return Claim(mean_grade=grade.value, low=grade.low, high=grade.high, values=tuple(values))
 
 
-def find(board: Path) -> list[Path]:
-    """The folders of all entries."""
-    return sorted(path.parent for path in (board / "entries").glob(f"*/{FILE}"))
-
-
-# --- inside -----------------------------------------------------------------------------------------------------------
-
-
-def _task(entry: Entry, path: Path) -> tuple[Task, Anchors]:
+def _task_of(entry: Entry, folder: Path) -> tuple[Task, Anchors]:
+    file = folder / FILE
     if entry.task not in catalogue.task_names():
-        raise InputError(f"task '{entry.task[:60]}' is not one of the package's: {', '.join(catalogue.task_names())}", file=path)  # fmt: skip
+        raise InputError(f"the task '{entry.task}' is none of {', '.join(catalogue.task_names())}", file=file)
     task = catalogue.task(entry.task)
-    if entry.task_digest != task.digest:
+    if entry.digest != task.digest:
         raise InputError(
-            f"was made for digest {entry.task_digest[:12]} of '{task.name}', which is now {task.digest[:12]}: its episodes are others", file=path
+            f"it was made on '{entry.task}' with digest {entry.digest[:12]}, which is now {task.digest[:12]}: play it again", file=file
         )  # fmt: skip
     anchors = load_anchors(task)
     if anchors is None:
-        raise InputError(f"task '{task.name}' has no anchors, so no grades", file=path)
+        raise ConfigError(f"anchors of '{entry.task}'", "there are none", allowed="make them: runs/anchors.sh")
     return task, anchors
 
 
-def _policy_path(entry: Entry, path: Path) -> Path | None:
-    """The file of the entry's policy, which lies beside it; None for a name or for records. InputError for what must not be run."""
-    if entry.policy == "records":
-        return None
-    if entry.policy in _KNOWS_THE_FUTURE:
-        raise InputError(f"policy '{entry.policy}' knows the future; it is the scale's upper end, not an entry", file=path)  # fmt: skip
-    if (name := trained_file(entry.policy)) is not None:
-        if Path(name).name != name:
-            raise InputError(f"policy '{entry.policy[:80]}' does not lie beside the entry; say file:NAME.npz", file=path)  # fmt: skip
-        return path.parent / name
-    if ":" in entry.policy and not entry.policy.startswith("fixed:"):
-        raise InputError(f"policy '{entry.policy[:80]}' is code, which is not run; hand in a .npz file, or records", file=path)  # fmt: skip
-    return None
+def _check_claim(entry: Entry, anchors: Anchors, folder: Path) -> Estimate:
+    """The claimed mean and interval must follow from the claimed values."""
+    values, file = entry.claim.values, folder / FILE
+    if not LISTED <= len(values) <= len(anchors.scenarios) or not np.isfinite(values).all():
+        raise InputError(f"claims {len(values)} values; a finite one for each of the test scenarios 0, 1, 2, ..., at least {LISTED}, at most {len(anchors.scenarios)}", file=file)  # fmt: skip
+    grade = grade_of(values, anchors)
+    for name, claimed, came in (("mean_grade", entry.claim.mean_grade, grade.value), ("low", entry.claim.low, grade.low), ("high", entry.claim.high, grade.high)):  # fmt: skip
+        if not abs(claimed - came) <= GRADE_TOLERANCE:
+            raise InputError(f"claims {name} = {claimed:.4f}; its values come to {came:.4f}", file=file)
+    return grade
 
 
-def _player(listed: Listed, task: Task) -> Any:
-    path = listed.folder / FILE
-    file = _policy_path(listed.entry, path)
-    try:
-        return actor(listed.entry.policy if file is None else f"file:{file}", task)
-    except InferenceGymError as error:
-        raise InputError(f"policy '{listed.entry.policy[:80]}' cannot be played: {error}", file=path) from error
+def _check_sum(entry: Entry, path: Path, file: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"plays '{path.name}', which is not there", file=file)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != entry.sha256:
+        raise InputError(f"its sha256 is {entry.sha256[:12] or 'missing'}, that of '{path.name}' is {found[:12]}: not the policy that was entered", file=file)  # fmt: skip
 
 
-def _check_claim(claimed: Claim, anchors: Anchors, path: Path) -> None:
-    n = len(claimed.values)
-    if not LEAST <= n <= 1000:
-        raise InputError(f"claims {n} values; {LEAST} to 1000, {RANKED} to be ranked", file=path)
-    if not all(math.isfinite(value) for value in (*claimed.values, claimed.mean_grade, claimed.low, claimed.high)):
-        raise InputError("claims a number that is none", file=path)
-    found = estimate_of(claimed.values, anchors)
-    told = {"mean_grade": (claimed.mean_grade, found.value), "low": (claimed.low, found.low), "high": (claimed.high, found.high)}  # fmt: skip
-    for name, (said, is_) in told.items():
-        if not abs(said - is_) <= CLAIM_TOLERANCE:
-            raise InputError(f"claims {name} {said:.4f}; its own values make it {is_:.4f}", file=path)
+def _check_records(entry: Entry, task: Task, folder: Path, scenarios: Sequence[int]) -> None:
+    for index in range(len(entry.claim.values)):
+        if not (folder / EPISODES / f"{index}.parquet").is_file():
+            raise InputError(f"the record of scenario {index} is missing", file=folder / EPISODES / f"{index}.parquet")
+    for index in scenarios:
+        path = folder / EPISODES / f"{index}.parquet"
+        episode = Episode.load(path)
+        if (episode.task, episode.split, episode.scenario) != (entry.task, SPLIT, index):
+            raise InputError(f"is of {episode.task[:40]}, {episode.split[:20]} scenario {episode.scenario}; it stands for {entry.task}, {SPLIT} scenario {index}", file=path)  # fmt: skip
+        found = replay(episode, task)
+        if not found.genuine or found.outcome is None:
+            raise InputError(f"is refused: {found.problem}", file=path)
+        _compare(entry, index, found.outcome.value, folder)
 
 
-def _size(path: Path) -> None:
-    total = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
-    if total > _MOST_BYTES:
-        raise InputError(f"the entry takes {total / 2**20:.0f} MiB; at most {_MOST_BYTES // 2**20}", file=path)
+def _compare(entry: Entry, index: int, came: float, folder: Path) -> None:
+    claimed = entry.claim.values[index]
+    if not abs(claimed - came) <= VALUE_TOLERANCE:
+        raise InputError(f"test scenario {index}: value {claimed:.6f} is claimed, {came:.6f} came out", file=folder / FILE)  # fmt: skip
 
 
-def _replayed(listed: Listed, task: Task, index: int) -> float:
-    """The value of the entry's record of a scenario, after it has been replayed; the record must be of that scenario and genuine."""
-    path = listed.folder / RECORDS / f"{index}.parquet"
-    episode = Episode.load(path)
-    if (episode.split, episode.scenario) != (SPLIT, index):
-        raise InputError(f"is of scenario {episode.scenario} of '{episode.split[:20]}', not {index} of {SPLIT}", file=path)  # fmt: skip
-    report = replay(episode, task)
-    if not report.genuine or report.outcome is None:
-        raise InputError(f"is refused: {report.problem}", file=path)
-    return report.outcome.value
-
-
-def _toml(value: Any) -> str:
-    # A JSON string is a TOML string, and so is a number.
-    return msgspec.json.encode(value).decode()
-
-
-PLANNED = tuple(dict.fromkeys(name for names in PLANNERS.values() for name in names if name not in _KNOWS_THE_FUTURE))
-"""Planners that may be entries: they simulate a future of their own making, never the scenario's."""
+def entries(folder: Path) -> Mapping[str, Path]:
+    """TASK/NAME -> folder, of all that lie in a leaderboard's folder."""
+    return {f"{path.parent.parent.name}/{path.parent.name}": path.parent for path in sorted(folder.glob(f"*/*/{FILE}"))}
