@@ -57,7 +57,7 @@ def observed(family: str) -> Any:
     """Model of an observation on the wire, every column with its range."""
     fields: dict[str, Any] = {}
     for name, field in ENVIRONMENTS[family].observation_cls.model_fields.items():
-        if name not in ("done", "reward", "metadata"):
+        if name not in ("done", "reward"):
             fields[name] = (field.annotation, Field(description=field.description))
     fields["encoded"] = (list[Reward], ...)
     fields["action_mask"] = (list[Literal[0, 1]], ...)

@@ -18,9 +18,9 @@ from inferencegym.decision.paging import COLUMNS, NAMES
 from inferencegym.envs.batch import Outcome
 from inferencegym.envs.episode import Episode, record
 from inferencegym.envs.openenv import answers, tasks
-from inferencegym.envs.openenv.contract import Whole
+from inferencegym.envs.openenv.contract import whole
 from inferencegym.envs.pagedkv import PagedTask
-from inferencegym.envs.splits import SPLITS
+from inferencegym.envs.splits import SPLIT_SIZE, SPLITS
 from inferencegym.ground.errors import ConfigError, UnknownNameError
 from inferencegym.policies.catalogue import policy, policy_names
 
@@ -34,9 +34,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    gpu_total_blocks: Whole | None = Field(None, ge=500, le=100_000, description="KV blocks on the GPU")
-    cpu_total_blocks: Whole | None = Field(None, ge=1, le=1_000_000, description="KV blocks on the CPU")
-    max_ticks: Whole | None = Field(None, ge=1, le=10_000, description="ticks of an episode")
+    gpu_total_blocks: whole(500, 100_000) | None = Field(None, description="KV blocks on the GPU")
+    cpu_total_blocks: whole(1, 1_000_000) | None = Field(None, description="KV blocks on the CPU")
+    max_ticks: whole(1, 10_000) | None = Field(None, description="ticks of an episode")
 
 
 class SimulateBody(BaseModel):
@@ -53,16 +53,16 @@ class SimulateBody(BaseModel):
     task: str = Field(
         "easy", max_length=60, description="easy, medium or hard", json_schema_extra={"enum": list(LADDER)}
     )
-    seed: Whole = Field(0, ge=0, lt=1 << 40, description="scenario within the split")
+    seed: whole(0, SPLIT_SIZE - 1) = Field(0, description="scenario within the split")
     split: str = Field(
         "validation", max_length=20, description="train, validation or test", json_schema_extra={"enum": list(SPLITS)}
     )
-    ticks: Whole | None = Field(
-        None, ge=1, le=10_000, description="shorter than the task's horizon; the same as settings.max_ticks"
+    ticks: whole(1, 10_000) | None = Field(
+        None, description="shorter than the task's horizon; the same as settings.max_ticks"
     )
     settings: Settings = Field(default_factory=lambda: Settings())
-    offset: Whole = Field(0, ge=0, description="first decision of the log to answer")
-    limit: Whole = Field(500, ge=0, le=5000, description="decisions of the log to answer")
+    offset: whole(0) = Field(0, description="first decision of the log to answer")
+    limit: whole(0, 5000) = Field(500, description="decisions of the log to answer")
 
 
 def resolved(name: str, settings: Settings) -> dict[str, int]:

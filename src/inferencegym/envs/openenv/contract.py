@@ -9,14 +9,21 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from inferencegym.envs.openenv.models import only_number
 
-Whole = Annotated[int, BeforeValidator(only_number)]
-Number = Annotated[float, BeforeValidator(only_number)]
+
+def whole(low: int, high: int | None = None) -> Any:
+    """Type of a whole number of a body, both ends allowed."""
+    return Annotated[int, Field(strict=False, ge=low, le=high), BeforeValidator(only_number)]
+
+
+def positive() -> Any:
+    """Type of a number of a body above 0."""
+    return Annotated[float, Field(gt=0), BeforeValidator(only_number)]
 
 
 def branches(*forms: dict[str, Any]) -> Any:

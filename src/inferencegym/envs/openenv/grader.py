@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from inferencegym.envs.episode import Episode
 from inferencegym.envs.grade import replay
 from inferencegym.envs.openenv import tasks
+from inferencegym.envs.openenv.contract import whole
 from inferencegym.envs.openenv.models import as_action
+from inferencegym.envs.splits import SPLIT_SIZE
 from inferencegym.ground.errors import InputError
 
 #: Steps that a log may have; the longest task here has 20,000.
@@ -27,7 +29,7 @@ class EpisodeLog(BaseModel):
 
     task_id: str = Field(max_length=100, description="name of the task")
     split: str = Field("validation", max_length=20, description="train, validation or test")
-    seed: int = Field(ge=0, lt=1 << 40, description="scenario within the split")
+    seed: whole(0, SPLIT_SIZE - 1) = Field(description="scenario within the split")
     digest: str = Field(max_length=64, description="the task's digest, from reset's metadata or GET /tasks")
     actions: list[dict[str, Any] | int] = Field(
         min_length=1, max_length=MOST_STEPS, description="one a step, as sent to /step"

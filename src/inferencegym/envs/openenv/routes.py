@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 import inferencegym
 from inferencegym.decision import paging
 from inferencegym.envs.openenv import answers, baseline, tasks
-from inferencegym.envs.openenv.contract import Number, Whole, branches
+from inferencegym.envs.openenv.contract import branches, positive, whole
 from inferencegym.envs.openenv.environment import ENVIRONMENTS, PlantEnvironment
 from inferencegym.envs.openenv.grader import EpisodeLog, grade_log
 from inferencegym.envs.openenv.models import PagingAction, ServeAction, action_schema, as_action
 from inferencegym.envs.openenv.real import RealSettings
 from inferencegym.envs.openenv.sessions import SessionTable
-from inferencegym.envs.splits import SPLITS
+from inferencegym.envs.splits import SPLIT_SIZE, SPLITS
 
 SessionId = Annotated[str, Field(min_length=1, max_length=64, description="from POST /reset")]
 
@@ -37,15 +37,15 @@ class ResetBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    seed: Whole | None = Field(
-        None, ge=0, lt=1 << 40, description="scenario within the split; unset: the session's next one"
+    seed: whole(0, SPLIT_SIZE - 1) | None = Field(
+        None, description="scenario within the split; unset: the session's next one"
     )
     episode_id: str | None = Field(
         None, min_length=1, max_length=255, description="name of the episode, echoed in the state"
     )
     task_id: str | None = Field(None, max_length=100, description="a task of GET /tasks; unset: the easiest")
     split: str | None = Field(None, max_length=20, description="train, validation or test; unset: validation")
-    index: Whole | None = Field(None, ge=0, description="a task of the task API, instead of task_id and seed")
+    index: whole(0) | None = Field(None, description="a task of the task API, instead of task_id and seed")
     session_id: SessionId | None = Field(None, description="a session to begin again in; unset: a new one")
 
 
@@ -56,7 +56,7 @@ class StepBody(BaseModel):
 
     action: Any = Field(None, description=_DECISION)
     session_id: SessionId | None = None
-    timeout_s: Number | None = Field(None, gt=0, description="taken for compatibility; a step has nothing to wait for")
+    timeout_s: positive() | None = Field(None, description="taken for compatibility; a step has nothing to wait for")
     request_id: str | None = Field(None, max_length=255, description="taken for compatibility")
 
     @property
@@ -68,8 +68,8 @@ class StepBody(BaseModel):
 class PagingStepBody(StepBody):
     """One decision, by name, number or as `action_id`."""
 
-    action_id: Whole | None = Field(
-        None, ge=0, le=len(paging.ACTIONS) - 1, description="the action's number, instead of `action`"
+    action_id: whole(0, len(paging.ACTIONS) - 1) | None = Field(
+        None, description="the action's number, instead of `action`"
     )
 
     @model_validator(mode="after")
@@ -248,7 +248,7 @@ def about(family: str, table: SessionTable, real: RealSettings | None = None) ->
     @_taking(task_id=Annotated[str | None, Query(max_length=100, json_schema_extra={"enum": [*offered, None]})])
     async def suite(
         task_id: str | None = None,
-        seed: Annotated[int, Query(ge=0, lt=1 << 40)] = 0,
+        seed: Annotated[int, Query(ge=0, lt=SPLIT_SIZE)] = 0,
         use_openai: bool = False,
         model: Annotated[str | None, Query(max_length=200)] = None,
     ) -> dict[str, Any]:
