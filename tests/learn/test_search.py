@@ -72,8 +72,8 @@ def test_an_interrupted_search_is_the_same_search(short_task, tmp_path):
 
 
 def test_what_cannot_be_searched_is_said():
-    with pytest.raises(ConfigError, match="cma"):
-        defaults("bursty_workload", "cma")
+    with pytest.raises(ConfigError, match="paging"):
+        RuleLearner(defaults("bursty_workload", "cma"), catalogue.task("bursty_workload"))
     config = replace(defaults("easy", "cma"), rows=3)
     with pytest.raises(ConfigError, match="rows"):
         RuleLearner(config, catalogue.task("easy"))

@@ -102,12 +102,6 @@ class Forks:
     """Windows of each episode, on average, at which advantages are measured."""
     horizon: int = 4
     """Windows that forks are followed for."""
-    held_horizon: int = 12
-    """The same for knobs whose change reloads the weights (precision, split): forks hold the other setting all the while."""
-    exploration: float = 0.2
-    """Share of windows in which a training episode takes a drawn choice, not the best."""
-    excursions: float = 0.4
-    """Share of training episodes that hold some other precision or split for a while, so that the policy knows what to do there."""
     eagerness: float = 10.0
     """A setting is tried with this many times the policy's own odds of choosing it..."""
     least_chance: float = 0.1
@@ -115,7 +109,7 @@ class Forks:
     remembered: int = 3
     """Updates whose measurements are learned from."""
     step_size: float = 6.0
-    """How far an update may move the policy: gain, in mean sizes of an advantage, that is worth a unit of KL divergence, inverted."""
+    """How far an update may move the policy: gain, in standard deviations of the advantages, that is worth a unit of KL divergence, inverted."""
     epochs: int = 40
     """Passes over what is remembered, for each update."""
     batch_size: int = 256
@@ -125,7 +119,10 @@ class Forks:
 
 @dataclass(frozen=True, slots=True)
 class CMA:
-    """Evolution (CMA-ES) of a memory rule's parameters (`learn.search`), paging only. `rows` / `population` scenarios try each candidate."""
+    """Evolution (CMA-ES) of a rule: a memory rule's parameters (`learn.search`), or weights on knobs (`learn.linear_search`).
+
+    `rows` / `population` scenarios try each candidate.
+    """
 
     population: int = 14
     """Candidates of a generation."""
@@ -248,8 +245,6 @@ def defaults(task: str, algorithm: str | None = None, encoding: str | None = Non
     paging = found.surface.name == "paging"
     if paging and algorithm == "forks":
         raise ConfigError("algorithm", "forks learns knobs only", allowed=", ".join(_OF_PAGING))
-    if not paging and algorithm == "cma":
-        raise ConfigError("algorithm", "cma tunes a rule of paging only", allowed=", ".join(_OF_KNOBS))
     encoding = encoding or ("actions" if paging else "preset" if algorithm in LISTS else "multidiscrete")
     if encoding not in HEADS[found.surface.name]:
         raise ConfigError("encoding", f"'{encoding}' is none of '{task}'", allowed=", ".join(HEADS[found.surface.name]))
@@ -272,6 +267,7 @@ _OF_PAGING: dict[str, dict[str, Any]] = {
 }
 _OF_KNOBS: dict[str, dict[str, Any]] = {
     "forks": {"steps": 1_000_000, "validate_every": 1, "validation_scenarios": 32, "scenarios": SPLIT_SIZE},
+    "cma": {"steps": 2_000_000, "rows": 112, "validation_scenarios": 32, "validate_every": 100_000, "scenarios": 4096},
     "maskable-ppo": {"rollout_steps": 120, "batch_size": 480, "epochs": 6, "discount": 0.97, "entropy": 0.001},
     "ppo": {"rollout_steps": 120, "batch_size": 480, "epochs": 6, "discount": 0.97, "entropy": 0.001},
     "dqn": {"discount": 0.95, "buffer": 50_000, "train_every": 2, "target_every": 2000},

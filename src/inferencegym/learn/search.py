@@ -60,15 +60,17 @@ def play(parameters: Floats, task: Task, scenarios: Sequence[int]) -> tuple[Floa
 class RuleLearner:
     """Searches the parameters; deterministic in its seed. What it keeps is the values it was told: the same questions follow from them."""
 
-    kind = "rule"
+    kind, surface = "rule", "paging"
     activation = ""
     figures: tuple[str, ...] = ("best_of_generation", "crash_rate", "sigma")
 
     def __init__(self, config: TrainConfig, task: Any) -> None:
         given = config.settings
         assert isinstance(given, CMA)
-        if config.encoding != "actions":
-            raise ConfigError("algorithm", "cma tunes the memory rule", allowed="a task of PagedKV")
+        if task.surface.name != self.surface:
+            raise ConfigError(
+                "algorithm", f"'{task.name}' is not for this rule", allowed=f"a task of surface '{self.surface}'"
+            )
         if config.rows < given.population:
             raise ConfigError("rows", f"{config.rows}", allowed=f"{given.population} or more: one for each candidate")
         self.config, self.given, self.task = config, given, task
@@ -82,9 +84,7 @@ class RuleLearner:
     def update(self) -> dict[str, float]:
         """A generation."""
         asked = self._search.ask()
-        g = len(self.told)
-        numbers = [scenario("train", (g * self.each + i) % self.config.scenarios) for i in range(self.each)]
-        values, crashed = play(np.array([self._parameters(one) for one in asked]), self.task, numbers)
+        values, crashed = play(np.array([self._parameters(one) for one in asked]), self.task, self._scenarios())
         means = values.mean(axis=1)
         self._tell(asked, means.tolist())
         self.steps += values.size * self.task.steps
@@ -115,6 +115,14 @@ class RuleLearner:
             self._tell(self._search.ask(), values)
         self.steps, self.episodes = int(notes["steps"]), int(notes["episodes"])
 
+    def _scenarios(self) -> list[int]:
+        """Scenario numbers of the next generation: each has its own, as long as there are new ones."""
+        first = len(self.told) * self.each
+        return [scenario("train", (first + i) % self.config.scenarios) for i in range(self.each)]
+
+    def _dimensions(self) -> int:
+        return len(_SEARCHED)
+
     def _begin(self) -> None:
         chance = stream(self.config.seed, "learn.search")
         self.told = []
@@ -122,7 +130,7 @@ class RuleLearner:
             "popsize": self.given.population, "verbose": -9, "seed": np.nan,
             "randn": lambda rows, columns: chance.standard_normal((rows, columns)),
         }  # fmt: skip
-        self._search = cma.CMAEvolutionStrategy(np.zeros(len(_SEARCHED)), self.given.sigma, options)
+        self._search = cma.CMAEvolutionStrategy(np.zeros(self._dimensions()), self.given.sigma, options)
 
     def _tell(self, asked: list[Floats], values: list[float]) -> None:
         self._search.tell(asked, [-value for value in values])

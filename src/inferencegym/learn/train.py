@@ -40,7 +40,7 @@ class Learner(Protocol):
     """An algorithm at work."""
 
     kind: str
-    """network, table or rule."""
+    """network, table, rule or linear."""
     activation: str
     figures: tuple[str, ...]
     """What it says of its last update, beside the account of episodes."""
@@ -317,6 +317,10 @@ def make_learner(config: TrainConfig, task: Task) -> Learner:
 
         return ForkLearner(config, task)
     if config.algorithm == "cma":
+        if task.surface.name == "knobs":
+            from inferencegym.learn.linear_search import LinearLearner
+
+            return LinearLearner(config, task)
         from inferencegym.learn.search import RuleLearner
 
         return RuleLearner(config, task)

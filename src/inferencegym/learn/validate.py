@@ -11,6 +11,7 @@ from inferencegym.envs.batch import Task
 from inferencegym.envs.episode import record
 from inferencegym.envs.grade import load_anchors
 from inferencegym.envs.splits import scenario
+from inferencegym.policies.linear import LinearKnobs
 from inferencegym.policies.trained import Loaded
 from inferencegym.policies.tuned import TunedSieve
 
@@ -24,6 +25,11 @@ def values_of(policy: Loaded, task: Task, indices: Sequence[int], *, split: str 
 
         values, _ = play(policy.parameters[None], task, [scenario(split, index) for index in indices])
         return [float(value) for value in values[0]]
+    if isinstance(policy, LinearKnobs):
+        from inferencegym.learn import linear_search
+
+        numbers = [scenario(split, index) for index in indices]
+        return [float(value) for value in linear_search.play(policy.weights[None], policy.frame, task, numbers)[0]]
     n = len(indices)
     batch = task.batch(n)
     for row, index in enumerate(indices):

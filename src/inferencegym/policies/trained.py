@@ -21,6 +21,7 @@ from inferencegym.decision.paging import NAMES
 from inferencegym.ground.archive import BROKEN, Array, read_archive, write_archive
 from inferencegym.ground.errors import ConfigError, InputError, UnknownNameError
 from inferencegym.policies.heads import HEADS, Head, find_head
+from inferencegym.policies.linear import FEATURES, Frame, LinearKnobs
 from inferencegym.policies.network import ACTIVATIONS, NetworkPolicy
 from inferencegym.policies.simple import surface_of
 from inferencegym.policies.table import Cells, TablePolicy
@@ -31,12 +32,12 @@ from inferencegym.policies.tuned import TunedSieve, parameters_of
 FORMAT = 1
 SUFFIX = ".npz"
 WEIGHTS = Path(__file__).parent / "weights"
-KINDS = ("network", "table", "tree", "rule")
+KINDS = ("network", "table", "tree", "rule", "linear")
 _MOST_BYTES, _MOST_LAYERS = 32 * 1024 * 1024, 8
 _WRITTEN_BY = "a file that `inferencegym train` wrote"
 #: Those that score every choice; and all that a file may hold.
 Trained = NetworkPolicy | TablePolicy | TreePolicy
-Loaded = Trained | TunedSieve
+Loaded = Trained | TunedSieve | LinearKnobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Notes:
     """What a file says of the policy in it."""
 
     kind: str
-    """network, table, tree or rule."""
+    """network, table, tree, rule or linear."""
     surface: str
     head: str
     """How scores become actions: see `policies.heads`."""
@@ -94,6 +95,7 @@ def load(path: Path | str, surface: str | None = None, *, name: str | None = Non
     Of a table: `columns` (int64[c]), `edges` (float32[c, e]), `values` (float32[cells, m]).
     Of a tree: `columns` (int64[b]), `thresholds` (float32[b]), `children` (int64[b, 2]), `values` (float32[b + 1, m]).
     Of a rule: `names` (text[p]), `parameters` (float64[p]), see `policies.tuned`.
+    Of a linear rule: `names` (text[f]), `mean`, `scale` (float64[f]), `base` (float64[6]), `weights` (float64[4, f + 1]), see `policies.linear`.
     """
     source = Path(path)
     notes, arrays = read(source)
@@ -130,6 +132,9 @@ def policy_of(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") 
     if notes.kind == "rule":
         _head_of(notes)
         return _rule(notes, arrays, name)
+    if notes.kind == "linear":
+        _head_of(notes)
+        return _linear(notes, arrays, name)
     return build(notes, arrays, name=name)
 
 
@@ -141,7 +146,7 @@ def build(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") -> T
         return _table(notes, arrays, head, width, name)
     if notes.kind == "tree":
         return _tree(notes, arrays, head, width, name)
-    if notes.kind == "rule":
+    if notes.kind in ("rule", "linear"):
         raise ValueError("a rule has no scores")
     return _network(notes, arrays, head, width, name)
 
@@ -211,6 +216,17 @@ def _rule(notes: Notes, arrays: dict[str, Array], name: str) -> TunedSieve:
     if sorted(names.tolist()) != sorted(PARAMETERS):
         raise ValueError(f"its rule has other parameters than today's: {', '.join(PARAMETERS)}")
     return TunedSieve(parameters_of(dict(zip(names.tolist(), values.tolist(), strict=True))), name=name)
+
+
+def _linear(notes: Notes, arrays: dict[str, Array], name: str) -> LinearKnobs:
+    if notes.surface != "knobs":
+        raise ValueError(f"a linear rule is one of surface 'knobs', not '{notes.surface}'")
+    if arrays["names"].dtype.kind != "U" or tuple(arrays["names"].tolist()) != FEATURES:
+        raise ValueError(f"it looks at other figures than today's: {', '.join(FEATURES)}")
+    for one in ("mean", "scale", "base", "weights"):
+        if arrays[one].dtype != np.float64:
+            raise ValueError(f"{one} is {arrays[one].dtype}, where float64 belongs")
+    return LinearKnobs(Frame(arrays["mean"], arrays["scale"], arrays["base"]), arrays["weights"], name=name)
 
 
 def _floats(arrays: dict[str, Array], name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
