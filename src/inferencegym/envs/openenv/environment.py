@@ -63,8 +63,10 @@ class RewardRubric(Rubric):
     def forward(self, action: Any, observation: Any) -> float:
         """The step's reward, -1..1."""
         del action
+        terms = observation.reward_terms
         for name, rubric in self._terms.items():
-            rubric.last_score = observation.reward_terms.get(name, 0.0)
+            # A rubric's own way of setting looks for child rubrics each time.
+            rubric.__dict__["last_score"] = terms.get(name, 0.0)
         return float(observation.reward)
 
 
@@ -338,14 +340,14 @@ class PlantEnvironment(Environment):
         encoded = batch.observations[0]
         numbers = encoded.tolist()
         begun = self._taken > 0
-        # What is written here is right by construction (a test validates it), so pydantic need not look again.
-        return self.observation_cls.model_construct(
-            done=self._over, reward=reward, metadata=about, step_index=self._taken, task_id=task.name,
-            terminated=bool(batch.terminated[0]) and begun, truncated=bool(batch.truncated[0]) and begun, encoded=numbers,
-            action_mask=batch.masks[0].tolist(),
-            reward_terms=dict(zip(task.reward_terms, batch.terms[0].tolist(), strict=True)) if begun else {},
+        # In the order of the fields (a test validates it): so pydantic need not look again.
+        return self.observation_cls.of({
+            "done": self._over, "reward": reward, "metadata": about, "step_index": self._taken, "task_id": task.name,
+            "terminated": begun and bool(batch.terminated[0]), "truncated": begun and bool(batch.truncated[0]), "encoded": numbers,
+            "action_mask": batch.masks[0].tolist(),
+            "reward_terms": dict(zip(task.reward_terms, batch.terms[0].tolist(), strict=True)) if begun else {},
             **self._named(encoded, numbers),
-        )  # fmt: skip
+        })  # fmt: skip
 
 
 class LLMServeEnvironment(PlantEnvironment):

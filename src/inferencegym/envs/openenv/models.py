@@ -77,6 +77,10 @@ class PagingAction(Action):
     )
 
 
+#: How OpenEnv dumps an observation for the wire, where it puts these two beside it.
+_ON_THE_WIRE = {"exclude": {"reward", "done"}}
+
+
 class PlantObservation(Observation):
     """What both environments tell beside their columns."""
 
@@ -91,6 +95,28 @@ class PlantObservation(Observation):
     reward_terms: dict[str, float] = Field(
         default_factory=dict, description="the reward's terms by name; they add up to it before it is held to -1..1"
     )
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Any:
+        """An observation of values that are right by construction: all fields, in the order of the wire. `model_construct` in a tenth of its time."""
+        made = cls.__new__(cls)
+        for name, value in (
+            ("__dict__", values),
+            ("__pydantic_fields_set__", set(values)),
+            ("__pydantic_extra__", None),
+            ("__pydantic_private__", None),
+        ):
+            object.__setattr__(made, name, value)
+        return made
+
+    def model_dump(self, **how: Any) -> dict[str, Any]:
+        """As pydantic dumps; what OpenEnv asks for at every step without looking into numbers, lists and dictionaries that are plain already."""
+        if how == _ON_THE_WIRE:
+            plain = self.__dict__.copy()
+            del plain["reward"], plain["done"]
+            return plain
+        dumped: dict[str, Any] = super().model_dump(**how)
+        return dumped
 
 
 def _with_columns(name: str, columns: Columns, what: str, natural: bool) -> Any:
