@@ -6,7 +6,7 @@
     runs/leaderboard.py fresh hard/learned --seed 7   on test scenarios that are in no table
     runs/leaderboard.py table                         leaderboard/README.md, and the blocks in README.md and docs/leaderboard.md
 
-Grades are x 100 in tables and 0..1 in entries.
+Grades are x 100 in tables; 0 is the random policy's, 1 in entries is the planner's that knows the future, and more is possible.
 """
 
 from __future__ import annotations

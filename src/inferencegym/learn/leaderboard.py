@@ -1,7 +1,8 @@
 """Entries of the leaderboard: what an entry claims, and the checks that a machine makes of it by playing or replaying it.
 
 An entry is a folder with `entry.toml` and, unless it plays something that comes with the package, a policy's file or the records of its
-episodes. It is read as a stranger's: nothing in it is executed, and it names no file outside its folder. Grades are 0..1, as in `envs.grade`.
+episodes. It is read as a stranger's: nothing in it is executed, and it names no file outside its folder. Grades: 0 is random,
+1 the planner that knows the future, not held to that range.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def read_entry(folder: Path | str) -> Entry:
 
 
 def grade_of(values: Sequence[float], anchors: Anchors) -> Estimate:
-    """Mean grade of the values of test scenarios 0, 1, 2, ..., with its interval."""
-    grades = [anchors.grade(value, SPLIT, index).grade for index, value in enumerate(values)]
+    """Mean grade of the values of test scenarios 0, 1, 2, ..., not held to 0..1 (as on the tasks' pages), with its interval."""
+    grades = [anchors.grade(value, SPLIT, index).unclipped for index, value in enumerate(values)]
     return bootstrap([grades], lambda strata: float(np.mean(strata[0])))
 
 
