@@ -9,6 +9,7 @@ On another GPU or trace there are no anchors, so policies are held against the b
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -121,15 +122,29 @@ def variants(name: str) -> tuple[str, ...]:
 
 def measured(jobs: Sequence[Job], scenarios: int, workers: int) -> dict[Job, list[float]]:
     """Values of every job; the same for any number of workers."""
-    begun = time.monotonic()
-    found = {}
+    begun, found = time.monotonic(), {}
+    for done, (job, values) in enumerate(_played(jobs, scenarios, workers), 1):
+        found[job] = values
+        if done % 20 == 0:
+            print(f"{done}/{len(jobs)}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def _played(jobs: Sequence[Job], scenarios: int, workers: int) -> Iterator[tuple[Job, list[float]]]:
+    if workers == 1:
+        yield from ((job, play(job, scenarios)) for job in jobs)
+        return
+    # Fresh processes: a forked one would inherit locks of threads that are not there.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = [(job, pool.submit(play, job, scenarios)) for job in jobs]
-        for done, (job, future) in enumerate(waiting, 1):
-            found[job] = future.result()
-            if done % 20 == 0:
-                print(f"{done}/{len(jobs)}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-    return found
+        yield from ((job, future.result()) for job, future in waiting)
+
+
+def origin(policy: str) -> dict[str, Any]:
+    """Which policy it was: checksum, algorithm and seed of its file."""
+    notes, _ = trained.read(policy)
+    digest = hashlib.sha256(Path(policy).read_bytes()).hexdigest()
+    return {"policy": digest[:16], "algorithm": notes.algorithm, "seed": notes.seed}
 
 
 def figures(found: dict[Job, list[float]], scenarios: int) -> list[dict[str, Any]]:
@@ -138,7 +153,7 @@ def figures(found: dict[Job, list[float]], scenarios: int) -> list[dict[str, Any
     for job, values in found.items():
         if job.policy in (BEST_STATIC, NOTHING):
             continue
-        row: dict[str, Any] = {**asdict(job), "policy": Path(job.policy).name, "digest": place(job.where).digest, "values": [round(x, 9) for x in values], "value": asdict(iqm([values]))}  # fmt: skip
+        row: dict[str, Any] = {**asdict(job), **origin(job.policy), "digest": place(job.where).digest, "values": [round(x, 9) for x in values], "value": asdict(iqm([values]))}  # fmt: skip
         if "@" in job.where:
             static, nothing = (found[Job(who, job.home, job.where)] for who in (BEST_STATIC, NOTHING))
             row |= {"nothing": asdict(iqm([nothing])), "over_nothing": asdict(paired_difference([values], [nothing]))}
