@@ -182,10 +182,9 @@ def page(found: dict[str, list[Entry]]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         for place, one in enumerate(rows, 1):
-            c = one.claim
-            rank = str(place) if len(c.values) >= RANKED else "-"
+            rank = str(place) if len(one.claim.values) >= RANKED else "-"
             who = f"[{one.name}]({one.link})" if one.link.startswith("https://") else one.name
-            lines.append(f"| {rank} | {who} | {100 * c.mean_grade:.1f} ({100 * c.low:.1f} to {100 * c.high:.1f}) | {len(c.values)} | {_kind(one)} | {_plain(one.authors)} | {_plain(one.training)} |")  # fmt: skip
+            lines.append(f"| {rank} | {who} | {_figure(one)} | {len(one.claim.values)} | {_kind(one)} | {_plain(one.authors)} | {_plain(one.training)} |")  # fmt: skip
         lines.append("")
     return "\n".join(lines)
 
@@ -197,11 +196,8 @@ def block(found: dict[str, list[Entry]]) -> str:
         ranked = [one for one in rows if len(one.claim.values) >= RANKED]
         cells: list[str] = []
         for one in ranked[:2]:
-            cells += [
-                one.name,
-                f"{100 * one.claim.mean_grade:.1f} ({100 * one.claim.low:.1f} to {100 * one.claim.high:.1f})",
-            ]
-        static = next((f"{100 * one.claim.mean_grade:.1f}" for one in ranked if one.name == BEST_STATIC), "")
+            cells += [one.name, _figure(one)]
+        static = next((_figure(one).split()[0] for one in ranked if one.name == BEST_STATIC), "")
         lines.append(f"| {name} | " + " | ".join([*cells, *[""] * (4 - len(cells)), static]) + " |")
     return "\n".join([*lines, "", END])
 
@@ -214,6 +210,13 @@ def put(file: Path, text: str) -> bool:
     before, rest = whole.split(BEGIN, 1)
     file.write_text(before + text + rest.split(END, 1)[1], encoding="utf-8")
     return True
+
+
+def _figure(one: Entry) -> str:
+    claim = one.claim
+    # Adding 0 takes the sign off a zero.
+    mean, low, high = (round(100 * x, 1) + 0.0 for x in (claim.mean_grade, claim.low, claim.high))
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _kind(one: Entry) -> str:

@@ -40,9 +40,9 @@ PLAYED, TIMED = "test.json", "cold.json"
 _DIGITS = 9
 
 
-def algorithm(of: Task) -> str:
+def algorithm(of: Task, asked: str | None = None) -> str:
     """What a task is trained with."""
-    return next(name for name in BEST[of.surface.name] if name in ALGORITHMS)
+    return asked or next(name for name in BEST[of.surface.name] if name in ALGORITHMS)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -56,22 +56,22 @@ def trained(folder: Path, of: Task) -> Notes | None:
     return notes if notes.task == of.name and notes.task_digest == of.digest else None
 
 
-def train(of: Task, seed: int, folder: Path, minutes: float) -> None:
+def train(of: Task, seed: int, folder: Path, minutes: float, algo: str) -> None:
     """One training in a process of its own, timed from its start to the file of the policy."""
     command = [sys.executable, "-m", "inferencegym", "train", "--minutes", f"{minutes:g}", "--quiet", "--json", str(folder.with_suffix(".out"))]  # fmt: skip
     resumed = (folder / "checkpoint.npz").is_file()
     if resumed:
         command += ["--resume", "--out", str(folder)]
     else:
-        command += ["--task", of.name, "--algo", algorithm(of), "--seed", str(seed), "--out", str(folder)]
+        command += ["--task", of.name, "--algo", algo, "--seed", str(seed), "--out", str(folder)]
     began = time.monotonic()
-    subprocess.run(command, check=True, cwd=ROOT)
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     spent = {"cold_wall_s": round(time.monotonic() - began, 1), "resumed": resumed}
     (folder / TIMED).write_text(json.dumps(spent) + "\n")
     folder.with_suffix(".out").unlink()
 
 
-def train_all(names: list[str], seeds: range, out: Path, minutes: float) -> None:
+def train_all(names: list[str], seeds: range, out: Path, minutes: float, algo: str | None = None) -> None:
     """Whatever is not done; seed by seed, so that an early end has something of every task."""
     for seed in seeds:
         for name in names:
@@ -79,8 +79,8 @@ def train_all(names: list[str], seeds: range, out: Path, minutes: float) -> None
             found = trained(folder, of)
             if found is None:
                 began = time.monotonic()
-                print(f"{folder.name}: {algorithm(of)}, {minutes:g} minutes at most", flush=True)
-                train(of, seed, folder, minutes)
+                print(f"{folder.name}: {algorithm(of, algo)}, {minutes:g} minutes at most", flush=True)
+                train(of, seed, folder, minutes, algorithm(of, algo))
                 said = json.loads((folder / SUMMARY).read_text())
                 print(f"  validation {said['best']:.4f}, best static {said['best_static']:.4f}, {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
             elif found.config_digest != defaults(name, found.algorithm).with_(seed=found.seed).digest:
@@ -170,6 +170,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="trainings a task")
     parser.add_argument("--minutes", type=float, default=8.0, help="of learning, each training at most")
     parser.add_argument("--scenarios", type=int, default=50, help="test scenarios")
+    parser.add_argument(
+        "--algo", choices=tuple(ALGORITHMS), help="for all tasks; default: forks for knobs, cma for paging"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "train_all", help="folder of the trainings")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that play test scenarios")
     parser.add_argument("--only-report", action="store_true", help="train nothing: choose, install and report what is there")  # fmt: skip
@@ -186,7 +189,7 @@ def main() -> None:
             print(f"{name}: skipped: {error}", file=sys.stderr)
     seeds = range(options.seeds)
     if not options.only_report:
-        train_all(names, seeds, options.out, options.minutes)
+        train_all(names, seeds, options.out, options.minutes, options.algo)
     report(names, seeds, options.out, options.scenarios, options.workers, install=not options.no_install, results=options.results)  # fmt: skip
 
 
