@@ -51,7 +51,7 @@ def explain(
         typer.Option("--json", help="Write everything as JSON to a file; - prints it instead of the tables."),
     ] = None,
 ) -> None:
-    """Say what a policy does when, and what its choices hang on; with --tree, also as a decision tree."""
+    """Say what a policy does when, and turn it into a decision tree to read and deploy."""
     quiet = json_ is not None and str(json_) == "-"
     if tree is not None and tree.suffix != SUFFIX:
         raise ConfigError("--tree", f"'{tree.name}'", allowed=f"a name that ends in {SUFFIX}")

@@ -230,6 +230,10 @@ def _constant(task: Task, seen: Decisions) -> dict[str, str]:
 def _intervals(values: Floats) -> npt.NDArray[np.int64]:
     """int64[n]: in which of at most eight intervals of about as many decisions each value lies; equal values are never parted."""
     edges: Floats = np.unique(np.quantile(values, np.arange(1, _BINS) / _BINS))
+    more = values[values > values.min()]
+    if edges[0] == values.min() and len(more):
+        # Where the least value is so frequent (an empty queue), what is above it stands apart.
+        edges = np.unique(np.append(edges, more.min()))
     places = np.searchsorted(edges, values, side="right")
     _, found = np.unique(places, return_inverse=True)
     return found.reshape(-1).astype(np.int64)

@@ -59,9 +59,10 @@ def sections(found: Explanation, tree: Distilled | None = None, scores: str = ""
         " (arrivals and requests that run, say) share what hangs on both.</p>",
         bars(found.importance),
         f"<h3>One episode: scenario {found.timeline.scenario}, beside {html.escape(found.timeline.other)}</h3>",
-        f"<p>Value {found.timeline.value:.4f}, against {found.timeline.other_value:.4f} of {html.escape(found.timeline.other)} on the same requests."
+        f"<p>Value {found.timeline.value:.4f}, against {found.timeline.other_value:.4f} of {html.escape(found.timeline.other)} on the same requests.{_crashes(found.timeline)}"
         f' <span class="key own"></span>{html.escape(found.policy)} <span class="key other"></span>{html.escape(found.timeline.other)}</p>',
         over_time(found.timeline),
+        "<p>The lead is in return, the sum of rewards, which are shaped for learning; grades compare values.</p>",
     ]
     if tree is not None:
         parts += [
@@ -74,10 +75,18 @@ def sections(found: Explanation, tree: Distilled | None = None, scores: str = ""
     return [*parts, "</div>"]
 
 
+def _crashes(line: Timeline) -> str:
+    """Who did not last as long as the other."""
+    own, other = (len(one) for one in line.choices)
+    if own == other:
+        return ""
+    return f" {html.escape(line.policy if own < other else line.other)} crashed after {min(own, other):,} {line.step}s."
+
+
 def heat_map(one: Against) -> str:
     """Choices in rows, intervals of the load in columns."""
     bins = len(one.intervals)
-    width, height = _LABEL + _CELL_W * bins + 10, _CELL_H * len(one.choices) + 52
+    width, height = _LABEL + _CELL_W * max(bins, 4) + 10, _CELL_H * len(one.choices) + 52
     said = f"{one.what} against {one.load}"
     lines = [
         f'<figure><figcaption>{said}</figcaption><svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" aria-label="{said}">'
@@ -101,11 +110,12 @@ def heat_map(one: Against) -> str:
                 )
     floor = 6 + _CELL_H * len(one.choices)
     for b, (low, high) in enumerate(one.intervals):
-        text = short(low) if short(low) == short(high) else f"{short(low)}–{short(high)}"
+        ends = dict.fromkeys(_end(value) for value in (low, high))
+        text = "–".join(ends)
         lines.append(
             f'<text x="{_LABEL + _CELL_W * b + _CELL_W / 2 - 1}" y="{floor + 16}" text-anchor="middle">{text}</text>'
         )
-    middle = _LABEL + _CELL_W * bins / 2
+    middle = _LABEL + _CELL_W * max(bins, 4) / 2
     lines.append(
         f'<text class="label" x="{middle}" y="{floor + 36}" text-anchor="middle">{html.escape(f"{one.load} ({one.unit})")}</text>'
     )
@@ -290,6 +300,11 @@ def thinned(series: Sequence[float]) -> list[tuple[float, float]]:
     pieces = np.array_split(np.arange(len(series)), _POINTS)
     values = np.array(series)
     return [(float(piece.mean()) + 0.5, float(values[piece].mean())) for piece in pieces]
+
+
+def _end(value: float) -> str:
+    """An interval's end, of two decimals at most: they stand side by side."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") if abs(value) < 10 else short(value)
 
 
 def short(value: float) -> str:
