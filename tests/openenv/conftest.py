@@ -70,6 +70,20 @@ def small_server():
 
 
 @pytest.fixture
+def own_server():
+    """Makes servers that no other test uses, and stops them after the test."""
+    made = []
+
+    def make(family, sessions):
+        made.append(Running(family, Limits(sessions=sessions, idle_s=600)))
+        return made[-1]
+
+    yield make
+    for running in made:
+        running.stop()
+
+
+@pytest.fixture
 def http():
     with httpx.Client(timeout=60) as client:
         yield client

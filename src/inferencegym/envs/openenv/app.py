@@ -105,7 +105,7 @@ def make_app(family: str = "llmserve", limits: Limits | None = None) -> FastAPI:
     _clear_errors(app)
     app.add_middleware(_Bounded)
     expose(app, meter)
-    contract.complete(app)
+    contract.complete(app, f"{family}_env")
     return app
 
 

@@ -57,8 +57,8 @@ def branches(*forms: dict[str, Any]) -> Any:
     return write
 
 
-def complete(app: FastAPI) -> None:
-    """Write what OpenEnv's routes leave out into the document, and let 405 name every method of a path."""
+def complete(app: FastAPI, name: str) -> None:
+    """Name the environment, write what OpenEnv's routes leave out into the document, and let 405 name every method of a path."""
     usual = app.openapi
 
     def document() -> dict[str, Any]:
@@ -71,6 +71,9 @@ def complete(app: FastAPI) -> None:
             content = {"application/json": {"schema": refused}}
             for path, methods in told["paths"].items():
                 for operation in methods.values():
+                    for parameter in operation.get("parameters", ()):
+                        if parameter["name"] == "env_name":
+                            parameter["schema"]["enum"] = [name]
                     responses = operation["responses"]
                     if path.startswith("/{env_name}"):
                         responses.setdefault("404", {"description": "no such environment or task", "content": content})
