@@ -57,8 +57,10 @@ def own_entries(of: Task) -> list[Entry]:
     if path.is_file():
         notes, _ = trained.read(path)
         sha = hashlib.sha256(path.read_bytes()).hexdigest()
-        text = f"{notes.algorithm}, seed {notes.seed}, {notes.steps:,} decisions on training scenarios, best of its seeds on validation scenarios (runs/train_all.sh)."
-        found.append(entry(of, LEARNED, learned_values(of, sha), text, sha))
+        values, seeds = learned_values(of, sha)
+        text = f"{notes.algorithm}, seed {notes.seed}, {notes.steps:,} decisions on training scenarios, chosen on validation scenarios"
+        text += f" from {seeds} seeds (runs/train_all.sh)." if seeds else f"; settings {notes.config_digest[:12]}."
+        found.append(entry(of, LEARNED, values, text, sha))
     return found
 
 
@@ -71,15 +73,15 @@ def entry(of: Task, who: str, values: Any, training: str, sha: str = "") -> Entr
     )  # fmt: skip
 
 
-def learned_values(of: Task, sha: str) -> list[float]:
-    """Values of the shipped policy: as docs/results/learned.json holds them for that very file, else played."""
+def learned_values(of: Task, sha: str) -> tuple[list[float], int]:
+    """Values of the shipped policy, and of how many seeds it was chosen: as docs/results/learned.json holds them for that very file; else played, and 0."""
     path = ROOT / "docs" / "results" / "learned.json"
     known = json.loads(path.read_text())["tasks"].get(of.name, {}) if path.is_file() else {}
-    for one in known.get("trainings", {}).values():
+    trainings = known.get("trainings", {})
+    for one in trainings.values():
         if one["sha256"] == sha and known["digest"] == of.digest and len(one["values"]) >= RANKED:
-            values: list[float] = one["values"]
-            return values
-    return [one.value for one in evaluate([LEARNED], [of.name], scenarios=RANKED).episodes]
+            return one["values"], len(trainings)
+    return [one.value for one in evaluate([LEARNED], [of.name], scenarios=RANKED).episodes], 0
 
 
 def enter(folder: Path) -> None:
