@@ -216,14 +216,15 @@ def _curves(
         lines.append(f'<text x="{_LEFT - 5}" y="{y(value) + 4:.1f}" text-anchor="end">{short(value)}</text>')
     if low < 0 < high and not log:
         lines.append(f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>')
+    free = float(top + height + 12)
     for value in sorted(set(objectives.values())):
         names = ", ".join(one for one, limit in objectives.items() if limit == value)
+        # A name moves up where it would lie on another.
+        free = min(y(value) + 4, free - 12)
         lines.append(
             f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
         )
-        lines.append(
-            f'<text class="limit" x="{_WIDTH - _RIGHT + 5}" y="{y(value) + 4:.1f}">{html.escape(names)}</text>'
-        )
+        lines.append(f'<text class="limit" x="{_WIDTH - _RIGHT + 5}" y="{free:.1f}">{html.escape(names)}</text>')
     for series, kind in ((other, "other"), (own, "own")):
         if series:
             lines.append(_polyline(line, thinned(series), y, kind))
