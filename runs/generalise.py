@@ -30,6 +30,7 @@ from inferencegym.envs.catalogue import task, task_names
 from inferencegym.envs.grade import load_anchors
 from inferencegym.ground.errors import InferenceGymError
 from inferencegym.learn.delay import Delayed
+from inferencegym.learn.results import best_rule, references
 from inferencegym.learn.statistics import iqm, paired_difference
 from inferencegym.learn.transfer import on_gpu, under_trace, values_on
 from inferencegym.policies import trained
@@ -153,7 +154,7 @@ def figures(found: dict[Job, list[float]], scenarios: int) -> list[dict[str, Any
     for job, values in found.items():
         if job.policy in (BEST_STATIC, NOTHING):
             continue
-        row: dict[str, Any] = {**asdict(job), **origin(job.policy), "digest": place(job.where).digest, "values": [round(x, 9) for x in values], "value": asdict(iqm([values]))}  # fmt: skip
+        row: dict[str, Any] = {**asdict(job), **origin(job.policy), "digest": place(job.where).digest, "home_digest": task(job.home).digest, "values": [round(x, 9) for x in values], "value": asdict(iqm([values]))}  # fmt: skip
         if "@" in job.where:
             static, nothing = (found[Job(who, job.home, job.where)] for who in (BEST_STATIC, NOTHING))
             row |= {"nothing": asdict(iqm([nothing])), "over_nothing": asdict(paired_difference([values], [nothing]))}
@@ -163,11 +164,34 @@ def figures(found: dict[Job, list[float]], scenarios: int) -> list[dict[str, Any
             static = list(anchors.values[BEST_STATIC][:scenarios])
             row["grade"] = float(np.mean([anchors.grade(x, "test", i).grade for i, x in enumerate(values)]))
             row["static_grade"] = float(np.mean([anchors.grade(x, "test", i).grade for i, x in enumerate(static)]))
+            theirs = references(anchors, range(scenarios))
+            row["rule"] = best_rule(theirs)
+            row["rule_grade"] = float(
+                np.mean([anchors.grade(float(x), "test", i).grade for i, x in enumerate(theirs[row["rule"]])])
+            )
+            row["over_rule"] = asdict(paired_difference([values], [theirs[row["rule"]]]))
         row |= {"static": asdict(iqm([static])), "over_static": asdict(paired_difference([values], [static]))}
         if job.where == job.home and job.delay:
             row["over_itself"] = asdict(paired_difference([values], [found[Job(job.policy, job.home, job.home)]]))
         rows.append(row)
     return rows
+
+
+def kept(path: Path, again: set[str], scenarios: int) -> list[dict[str, Any]]:
+    """What an earlier call found for policies that are not played again, on as many scenarios and the task as it is now."""
+    data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": [], "scenarios": scenarios}
+    if data["scenarios"] != scenarios:
+        return []
+    digests = {name: _digest(name) for name in {row["home"] for row in data["rows"]} - again}
+    return [row for row in data["rows"] if digests.get(row["home"]) == row["home_digest"]]
+
+
+def _digest(name: str) -> str:
+    """Of the task as it is now; empty where its trace is not here, or there is no such task."""
+    try:
+        return task(name).digest
+    except InferenceGymError:
+        return ""
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -196,11 +220,16 @@ def _other_tasks(rows: list[dict[str, Any]], title: str) -> list[str]:
         "Mean grade x 100 (0: random, 100: clairvoyant). Rows: what a policy was trained on; columns: what it plays; its own task in bold; `+`: better than the best static",
         "configuration of the task it plays, `-`: worse (95 % interval of the paired difference), else neither.", "",
         "| trained on | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|",
-        "| *best static of the task* | " + " | ".join(f"*{100 * next(row['static_grade'] for row in played if row['where'] == name):.0f}*" for name in tasks) + " |",
+        _reference_row("best static of the task", tasks, {row["where"]: f"{100 * row['static_grade']:.0f}" for row in played}),
+        _reference_row("best rule on the task", tasks, {row["where"]: f"{100 * row['rule_grade']:.0f} {row['rule']}" for row in played}),
     ]  # fmt: skip
     for home in homes:
         lines.append(f"| {home} | " + " | ".join(_grade_cell(at.get((home, name)), home == name) for name in tasks) + " |")  # fmt: skip
     return [*lines, ""]
+
+
+def _reference_row(title: str, tasks: Sequence[str], cells: dict[str, str]) -> str:
+    return f"| *{title}* | " + " | ".join(f"*{cells[name]}*" for name in tasks) + " |"
 
 
 def _grade_cell(row: dict[str, Any] | None, own: bool) -> str:
@@ -276,7 +305,9 @@ def main(arguments: list[str] | None = None) -> None:
             except InferenceGymError as error:
                 print(f"{other}: skipped: {error}", file=sys.stderr)
         jobs |= dict.fromkeys(jobs_of(name, policy, tasks))
-    rows = figures(measured(list(jobs), given.scenarios, given.workers), given.scenarios)
+    rows = kept(given.to / f"{NAME}.json", set(files), given.scenarios)
+    rows += figures(measured(list(jobs), given.scenarios, given.workers), given.scenarios)
+    rows.sort(key=lambda row: task_names().index(row["home"]))
     given.to.mkdir(parents=True, exist_ok=True)
     data = {"made_by": "runs/generalise.py", "version": inferencegym.__version__, "split": "test", "scenarios": given.scenarios, "rows": rows}  # fmt: skip
     (given.to / f"{NAME}.json").write_text(json.dumps(data, separators=(",", ":")).replace('{"policy"', '\n{"policy"') + "\n", encoding="utf-8")  # fmt: skip

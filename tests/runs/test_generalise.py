@@ -95,6 +95,11 @@ def test_the_run_ends_in_a_page_with_differences_from_the_best_static_of_where_i
     assert "| easy | **" in page
     assert "1 to 3 ticks old" in page
     assert "GPU" not in page, "a paging task has no other card"
+    path = tmp_path / "generalisation.json"
+    assert script.kept(path, {"hard"}, 2) == data["rows"], "a later call for another task's policy leaves these"
+    assert script.kept(path, {"easy"}, 2) == script.kept(path, {"hard"}, 3) == []
+    path.write_text(path.read_text().replace(catalogue.task("easy").digest, "0" * 64))
+    assert script.kept(path, {"hard"}, 2) == [], "nor is what was found on another version of the task"
 
 
 def test_on_another_card_it_is_held_against_the_setting_that_its_operator_would_have_kept(script, folder):
