@@ -267,7 +267,7 @@ _OF_PAGING: dict[str, dict[str, Any]] = {
 }
 _OF_KNOBS: dict[str, dict[str, Any]] = {
     "forks": {"steps": 1_000_000, "validate_every": 1, "validation_scenarios": 32, "scenarios": SPLIT_SIZE},
-    "cma": {"steps": 500_000, "rows": 112, "validation_scenarios": 32, "validate_every": 50_000, "scenarios": 4096},
+    "cma": {"steps": 500_000, "rows": 84, "validation_scenarios": 32, "validate_every": 20_000, "scenarios": 4096, "sigma": 0.2},
     "maskable-ppo": {"rollout_steps": 120, "batch_size": 480, "epochs": 6, "discount": 0.97, "entropy": 0.001},
     "ppo": {"rollout_steps": 120, "batch_size": 480, "epochs": 6, "discount": 0.97, "entropy": 0.001},
     "dqn": {"discount": 0.95, "buffer": 50_000, "train_every": 2, "target_every": 2000},
