@@ -31,7 +31,7 @@ def config(short, tmp_path):
     """Settings of a tiny training."""
     path = tmp_path / "tiny.toml"
     path.write_text(
-        f'task = "{short}"\nsteps = 1600\nrows = 4\nvalidate_every = 800\nvalidation_scenarios = 2\n'
+        f'task = "{short}"\nalgorithm = "maskable-ppo"\nsteps = 1600\nrows = 4\nvalidate_every = 800\nvalidation_scenarios = 2\n'
         "[settings]\nrollout_steps = 100\nbatch_size = 200\nepochs = 1\nhidden = [8]\n"
     )
     return path
@@ -105,7 +105,8 @@ def test_options_go_before_the_file_and_the_defaults(short, config):
     found = verb.settings(config, {"steps": 5000, "seed": 9}, None, False)
     assert (found.steps, found.seed, found.rows, found.settings.hidden) == (5000, 9, 4, (8,))
     plain = verb.settings(None, {"task": "medium"}, None, False)
-    assert plain.algorithm == "maskable-ppo"
+    assert plain.algorithm == "cma"
+    assert verb.settings(None, {"task": "bursty_workload"}, None, False).algorithm == "forks"
     brief = verb.settings(None, {"task": "medium", "steps": plain.steps // 10}, None, False)
     assert brief.validate_every == plain.validate_every // 10
     assert verb.settings(None, {"task": "bursty_workload", "algorithm": "dqn"}, None, False).encoding == "preset"

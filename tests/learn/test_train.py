@@ -277,11 +277,11 @@ def test_settings_go_to_a_file_and_come_back(short_task, tmp_path):
         ('task = "easy"\nencoding = "preset"', "allowed: actions"),
         ('task = "bursty_workload"\nalgorithm = "dqn"\nencoding = "multidiscrete"', "preset, delta"),
         ('task = "bursty_workload"\nalgorithm = "q-table"\nencoding = "delta"', "allowed: preset"),
-        ('task = "easy"\n[settings]\nlearning_rat = 1', "Did you mean 'learning_rate'"),
-        ('task = "easy"\n[settings]\ndiscount = 1.5', "discount: 1.5; allowed: 0..1"),
-        ('task = "easy"\n[settings]\nlearning_rate = nan', "learning_rate: nan"),
-        ('task = "easy"\n[settings]\nhidden = []', "hidden"),
-        ('task = "easy"\n[settings]\nanneal = 1', "true, false"),
+        ('task = "easy"\nalgorithm = "ppo"\n[settings]\nlearning_rat = 1', "Did you mean 'learning_rate'"),
+        ('task = "easy"\nalgorithm = "ppo"\n[settings]\ndiscount = 1.5', "discount: 1.5; allowed: 0..1"),
+        ('task = "easy"\nalgorithm = "ppo"\n[settings]\nlearning_rate = nan', "learning_rate: nan"),
+        ('task = "easy"\nalgorithm = "ppo"\n[settings]\nhidden = []', "hidden"),
+        ('task = "easy"\nalgorithm = "ppo"\n[settings]\nanneal = 1', "true, false"),
         ("task = ", "is not TOML"),
     ],
 )
@@ -292,6 +292,8 @@ def test_wrong_settings_say_what_is_right(tmp_path, text, problem):
 
 
 def test_whole_numbers_pass_for_numbers(tmp_path):
-    (tmp_path / "config.toml").write_text('task = "easy"\n[settings]\ndiscount = 1\nhidden = [32, 16]\n')
+    (tmp_path / "config.toml").write_text(
+        'task = "easy"\nalgorithm = "ppo"\n[settings]\ndiscount = 1\nhidden = [32, 16]\n'
+    )
     settings = load_config(tmp_path / "config.toml").settings
     assert (settings.discount, settings.hidden) == (1.0, (32, 16))

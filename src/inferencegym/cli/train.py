@@ -18,7 +18,7 @@ from rich.table import Table
 from inferencegym.cli.evaluate import make_room
 from inferencegym.ground.errors import ConfigError
 from inferencegym.learn import checkpoint
-from inferencegym.learn.config import ALGORITHMS, DEFAULT, TrainConfig, defaults, load
+from inferencegym.learn.config import ALGORITHMS, DEFAULTS, TrainConfig, defaults, load
 from inferencegym.learn.train import CONFIG, Result
 from inferencegym.learn.train import Progress as Standing
 from inferencegym.learn.train import train as learn
@@ -26,7 +26,12 @@ from inferencegym.learn.train import train as learn
 
 def train(
     task: Annotated[str | None, typer.Option(help="Name of a task, or its TOML file.")] = None,
-    algo: Annotated[str | None, typer.Option(help=f"{', '.join(ALGORITHMS)}. Default: {DEFAULT}.")] = None,
+    algo: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(ALGORITHMS)}. Default: {DEFAULTS['knobs']} on knobs, {DEFAULTS['paging']} on paging."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Decisions to learn from, of all rows together.")] = None,
     seed: Annotated[int | None, typer.Option(help="One seed, one curve, one policy.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the training. Default: out/TASK-ALGO-SEED.")] = None,

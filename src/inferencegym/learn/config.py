@@ -135,7 +135,8 @@ Settings = PPO | DQN | Tabular | Forks | CMA
 ALGORITHMS: dict[str, type[PPO] | type[DQN] | type[Tabular] | type[Forks] | type[CMA]] = {
     "forks": Forks, "cma": CMA, "maskable-ppo": PPO, "ppo": PPO, "dqn": DQN, "qr-dqn": DQN, "q-table": Tabular,
 }  # fmt: skip
-DEFAULT = "maskable-ppo"
+#: What a surface is learned with unless one says otherwise: what was best there (docs/results/learned.md).
+DEFAULTS = {"paging": "cma", "knobs": "forks"}
 #: Those that can only choose from a list, so that knobs need `preset` or `delta`.
 LISTS = ("dqn", "qr-dqn", "q-table")
 
@@ -146,7 +147,7 @@ class TrainConfig:
 
     task: str
     """A task's name, or its TOML file."""
-    algorithm: str = DEFAULT
+    algorithm: str = "maskable-ppo"
     steps: int = 1_000_000
     seed: int = 0
     rows: int = 64
@@ -239,7 +240,7 @@ def from_data(data: Mapping[str, Any]) -> TrainConfig:
 def defaults(task: str, algorithm: str | None = None, encoding: str | None = None) -> TrainConfig:
     """What a task is trained with unless one says otherwise."""
     found: Task = catalogue.task(task)
-    algorithm = algorithm or DEFAULT
+    algorithm = algorithm or DEFAULTS[found.surface.name]
     if algorithm not in ALGORITHMS:
         raise UnknownNameError("algorithm", str(algorithm), tuple(ALGORITHMS))
     paging = found.surface.name == "paging"
@@ -258,7 +259,13 @@ def defaults(task: str, algorithm: str | None = None, encoding: str | None = Non
 _PAGING: dict[str, Any] = {"steps": 2_000_000, "rows": 64, "validation_scenarios": 8, "validate_every": 100_000}
 _KNOBS: dict[str, Any] = {"steps": 200_000, "rows": 16, "validation_scenarios": 16, "validate_every": 10_000, "scenarios": 100}  # fmt: skip
 _OF_PAGING: dict[str, dict[str, Any]] = {
-    "cma": {"steps": 200_000_000, "rows": 448, "validation_scenarios": 256, "validate_every": 18_000_000, "scenarios": SPLIT_SIZE},
+    "cma": {
+        "steps": 200_000_000,
+        "rows": 448,
+        "validation_scenarios": 256,
+        "validate_every": 18_000_000,
+        "scenarios": SPLIT_SIZE,
+    },
     "maskable-ppo": {"epochs": 8, "gae_lambda": 0.98, "entropy": 0.0},
     "ppo": {"epochs": 8, "gae_lambda": 0.98, "entropy": 0.0},
     "dqn": {"steps": 1_000_000, "validate_every": 50_000, "discount": 0.995},
@@ -267,7 +274,14 @@ _OF_PAGING: dict[str, dict[str, Any]] = {
 }
 _OF_KNOBS: dict[str, dict[str, Any]] = {
     "forks": {"steps": 1_000_000, "validate_every": 1, "validation_scenarios": 32, "scenarios": SPLIT_SIZE},
-    "cma": {"steps": 500_000, "rows": 84, "validation_scenarios": 32, "validate_every": 20_000, "scenarios": 4096, "sigma": 0.2},
+    "cma": {
+        "steps": 500_000,
+        "rows": 84,
+        "validation_scenarios": 32,
+        "validate_every": 20_000,
+        "scenarios": 4096,
+        "sigma": 0.2,
+    },
     "maskable-ppo": {"rollout_steps": 120, "batch_size": 480, "epochs": 6, "discount": 0.97, "entropy": 0.001},
     "ppo": {"rollout_steps": 120, "batch_size": 480, "epochs": 6, "discount": 0.97, "entropy": 0.001},
     "dqn": {"discount": 0.95, "buffer": 50_000, "train_every": 2, "target_every": 2000},
