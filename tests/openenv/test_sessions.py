@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import time
 
 import pytest
 
@@ -12,12 +14,14 @@ pytest.importorskip("openenv.core", reason="the extra 'openenv' is not installed
 from openenv.core.env_server.http_server import HTTPEnvServer
 from openenv.core.env_server.types import ConcurrencyConfig
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from inferencegym.envs.openenv.client import LLMServeEnv, PagedKVEnv
-from inferencegym.envs.openenv.environment import PagedKVEnvironment
+from inferencegym.envs.openenv.environment import LLMServeEnvironment, PagedKVEnvironment
 from inferencegym.envs.openenv.models import PagingAction, PagingObservation, PagingState, ServeAction
 from inferencegym.envs.openenv.sessions import FullError, SessionTable, UnknownSessionError
 from inferencegym.ground.rng import stream
+from tests.openenv.conftest import Limits, Running
 
 
 class Clock:
@@ -36,32 +40,53 @@ def sockets_of(running):
     return running.url.replace("http", "ws") + "/ws"
 
 
-def test_64_sockets_interleaved_at_random_are_64_episodes_of_their_own(paging_server):
-    count, steps = 64, 12
-    names = ("easy", "medium", "hard")
+FAMILIES = {
+    "pagedkv": (PagedKVEnvironment, PagingAction, ("easy", "medium", "hard"), 12),
+    "llmserve": (
+        LLMServeEnvironment,
+        ServeAction,
+        ("static_workload", "bursty_workload", "adversarial_multitenant"),
+        3,
+    ),
+}
+
+
+def drawn_action(family, mask, rng):
+    """An action that is possible now, as it goes over the wire."""
+    if family == "pagedkv":
+        choices = [action for action, possible in enumerate(mask) if possible]
+        return {"action_id": choices[int(rng.random() * len(choices))]}
+    return {"batch_cap": int(1 + rng.random() * 512), "priority_routing": bool(rng.random() < 0.5)}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_64_sockets_interleaved_at_random_are_64_episodes_of_their_own(family, paging_server, serve_server):
+    server = paging_server if family == "pagedkv" else serve_server
+    environment_of, action_of, names, steps = FAMILIES[family]
+    count = 64
 
     async def go():
         rng = stream(3, "test")
-        sockets = await asyncio.gather(*(connect(sockets_of(paging_server)) for _ in range(count)))
-        alone = [PagedKVEnvironment() for _ in range(count)]
+        sockets = await asyncio.gather(*(connect(sockets_of(server)) for _ in range(count)))
+        alone = [environment_of() for _ in range(count)]
         masks = []
         for i, (socket, environment) in enumerate(zip(sockets, alone, strict=True)):
-            told = await say(socket, "reset", {"seed": i, "task_id": names[i % 3], "episode_id": f"episode-{i}"})
-            expected = environment.reset(seed=i, task_id=names[i % 3], episode_id=f"episode-{i}")
+            begin = {"seed": i // 8, "task_id": names[i % 3], "episode_id": f"episode-{i}"}
+            told = await say(socket, "reset", begin)
+            expected = environment.reset(**begin)
             assert told["data"]["observation"]["encoded"] == expected.encoded
             masks.append(expected.action_mask)
         order = rng.permutation([i for i in range(count) for _ in range(steps)])
         for i in order.tolist():
-            choices = [a for a, ok in enumerate(masks[i]) if ok]
-            action = choices[int(rng.random() * len(choices))]
-            told = (await say(sockets[i], "step", {"action_id": action}))["data"]
-            expected = alone[i].step(PagingAction(action_id=action))
+            sent = drawn_action(family, masks[i], rng)
+            told = (await say(sockets[i], "step", sent))["data"]
+            expected = alone[i].step(action_of(**sent))
             assert told["observation"] == expected.model_dump(exclude={"reward", "done"})
             assert (told["reward"], told["done"]) == (expected.reward, expected.done)
             masks[i] = expected.action_mask
         for i, socket in enumerate(sockets):
             state = (await say(socket, "state"))["data"]
-            assert (state["episode_id"], state["step_count"], state["seed"]) == (f"episode-{i}", steps, i)
+            assert (state["episode_id"], state["step_count"], state["seed"]) == (f"episode-{i}", steps, i // 8)
         await asyncio.gather(*(socket.close() for socket in sockets))
 
     asyncio.run(go())
@@ -124,6 +149,48 @@ def test_a_reaped_session_touches_nothing_any_more():
         assert server.active_sessions == 0
 
     asyncio.run(go())
+
+
+def test_200_sockets_left_open_free_their_room_and_touch_nothing_any_more():
+    """Clients that hang: nothing is closed, and the room comes back once they were idle for too long."""
+    running = Running("pagedkv", Limits(sessions=3, idle_s=1))
+
+    async def go():
+        left, refused = [], []
+        for i in range(200):
+            socket = await connect(sockets_of(running))
+            if i < 3:
+                assert (await say(socket, "reset", {"seed": i}))["type"] == "observation"
+                left.append(socket)
+            else:
+                assert json.loads(await socket.recv())["data"]["code"] == "CAPACITY_REACHED"
+                refused.append(socket)
+        end = time.monotonic() + 30
+        while True:
+            fresh = await connect(sockets_of(running))
+            with contextlib.suppress(ConnectionClosed):
+                await fresh.send(json.dumps({"type": "reset", "data": {"seed": 7}}))
+            first = json.loads(await fresh.recv())
+            if first["type"] == "observation":
+                break
+            refused.append(fresh)
+            assert time.monotonic() < end, "the room did not come back"
+            await asyncio.sleep(0.2)
+        alone = PagedKVEnvironment()
+        assert first["data"]["observation"]["encoded"] == alone.reset(seed=7).encoded
+        for socket in left:
+            for kind, data in (("step", {"action_id": 17}), ("reset", {"seed": 0}), ("step", {"action_id": 17})):
+                told = await say(socket, kind, data)
+                assert told["data"]["code"] == "EXECUTION_ERROR"
+                assert "closed" in told["data"]["message"]
+        after = await say(fresh, "step", {"action_id": 8})
+        assert after["data"]["observation"]["encoded"] == alone.step(PagingAction(action_id=8)).encoded
+        await asyncio.gather(*(socket.close() for socket in (*left, *refused, fresh)))
+
+    try:
+        asyncio.run(go())
+    finally:
+        running.stop()
 
 
 def test_the_table_expires_what_is_idle_and_keeps_what_is_used():
