@@ -119,13 +119,23 @@ def _curves(name: str, trainings: Mapping[str, Any], left: float, top: float) ->
         f'<text x="{x0 - 4}" y="{y0 + 8}" text-anchor="end">{high:.3f}</text><text x="{x0 - 4}" y="{y0 + height}" text-anchor="end">{low:.3f}</text>',
         f'<text x="{x0}" y="{y0 + height + 13}">0</text><text x="{x0 + width}" y="{y0 + height + 13}" text-anchor="end">{most:,} decisions</text>',
     ]
-    if bars:
+    if bars and bars[0] < low:
+        parts.append(
+            f'<text x="{x0 + width - 4}" y="{y0 + height - 5}" text-anchor="end" fill="#555">best static: {bars[0]:.3f}, far below</text>'
+        )
+    elif bars:
         start, end = at(0, bars[0]).split(","), at(most, bars[0]).split(",")
         parts.append(f'<line x1="{start[0]}" y1="{start[1]}" x2="{end[0]}" y2="{end[1]}" stroke="#555" stroke-dasharray="4 3"/>')  # fmt: skip
     for i, curve in enumerate(curves):
         points = " ".join(at(steps, value) for steps, value in curve)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{_COLOURS[i % len(_COLOURS)]}" stroke-width="1.5"/>')  # fmt: skip
+        parts += [_dot(at(steps, value), _COLOURS[i % len(_COLOURS)]) for steps, value in curve]
     return "".join(parts)
+
+
+def _dot(place: str, colour: str) -> str:
+    x, y = place.split(",")
+    return f'<circle cx="{x}" cy="{y}" r="1.8" fill="{colour}"/>'
 
 
 if __name__ == "__main__":
