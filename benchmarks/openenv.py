@@ -43,6 +43,7 @@ TARGETS = {
 }
 SESSIONS = 16
 BLOCK = 100
+LONGEST_START_S = 120.0
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -101,7 +102,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-W", "ignore", *command, "--port", str(self.port)], stdout=subprocess.DEVNULL
         )
-        while True:
+        while time.perf_counter() - started < LONGEST_START_S:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
                     assert answer.status == 200
@@ -110,6 +111,8 @@ class Server:
                 if self.process.poll() is not None:
                     raise SystemExit(f"the server {command} ended with {self.process.returncode}") from None
                 time.sleep(0.02)
+        else:
+            raise SystemExit(f"the server {command} did not answer within {LONGEST_START_S} s")
         self.ready_s = time.perf_counter() - started
 
     @property

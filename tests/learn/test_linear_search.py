@@ -32,10 +32,10 @@ def brief(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """A first setting without the search for it."""
-    from inferencegym.learn import linear_search
+    from inferencegym.learn import first
 
     base = actor(BEST_STATIC, catalogue.task("bursty_workload")).action
-    monkeypatch.setattr(linear_search, "search_static", lambda task, scenarios: (base, []))
+    monkeypatch.setattr(first, "search_static", lambda task, scenarios: (base, []))
 
 
 def _config(task, generations=4, **given):

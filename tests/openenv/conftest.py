@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
 import warnings
 
 import pytest
+
+from tests.starting import InThread, free_port
 
 pytest.importorskip("openenv.core", reason="the extra 'openenv' is not installed")
 
@@ -24,27 +23,13 @@ class Running:
     """A server on loopback, in a thread of its own."""
 
     def __init__(self, family: str, limits: Limits):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.app = make_app(family, limits)
         config = uvicorn.Config(
             self.app, port=self.port, log_level="error", ws="websockets-sansio", timeout_graceful_shutdown=2
         )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        end = time.monotonic() + 60
-        while not self._server.started:
-            assert time.monotonic() < end, "the server did not start"
-            assert self._thread.is_alive(), "the server ended"
-            time.sleep(0.02)
-
-    def stop(self):
-        self._server.should_exit = True
-        self._thread.join(20)
-        assert not self._thread.is_alive()
+        self.stop = InThread(uvicorn.Server(config)).stop
 
 
 @pytest.fixture(scope="session")

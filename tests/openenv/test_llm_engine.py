@@ -7,10 +7,8 @@ tests are skipped.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -18,7 +16,6 @@ import pytest
 
 pytest.importorskip("openenv.core", reason="the extra 'openenv' is not installed")
 
-import httpx
 import numpy as np
 
 from inferencegym.envs.openenv.baseline import InProcess
@@ -26,6 +23,7 @@ from inferencegym.envs.openenv.llm import LanguageModel
 from inferencegym.envs.openenv.models import ServeAction, ServeObservation
 from inferencegym.envs.openenv.real import RealSettings
 from inferencegym.envs.openenv.real_task import RealServeEnvironment
+from tests.starting import free_port, until_healthy
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -78,24 +76,13 @@ def engine_files() -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def engine(engine_files):
     python, gguf = engine_files
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # A session of its own: the kernel shares the processor out by session.
     process = subprocess.Popen(
         [str(python), "-c", SERVE, str(gguf), str(port)],
         start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    end = time.monotonic() + 60
-    while True:
-        assert process.poll() is None, "the engine ended"
-        assert time.monotonic() < end, "the engine did not start"
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200:
-                break
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
+    until_healthy(process, f"http://127.0.0.1:{port}", 60)
     yield f"http://127.0.0.1:{port}/v1"
     process.terminate()
     try:

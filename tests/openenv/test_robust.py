@@ -7,10 +7,8 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +28,7 @@ from inferencegym.envs.openenv.client import PagedKVEnv
 from inferencegym.envs.openenv.environment import PagedKVEnvironment
 from inferencegym.envs.openenv.models import PagingAction
 from inferencegym.ground.errors import ConfigError
+from tests.starting import free_port, until_healthy
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "openenv.md"
 
@@ -189,24 +188,14 @@ def test_a_wrong_setting_of_the_server_is_one_clear_error(name, value, monkeypat
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_command_serves_its_page_passes_the_url_checks_and_ends_on_sigterm():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "inferencegym.cli.main", "env", "llmserve", "--port", str(port), "--web"],
         env=os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
-        end = time.monotonic() + 120
-        while True:
-            assert server.poll() is None, server.stdout.read()
-            assert time.monotonic() < end, "the server did not start"
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.2)
+        until_healthy(server, url, 120)
         report = validate_running_environment(url)
         assert report["passed"]
         assert len(report["criteria"]) == 6

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import subprocess
 import sys
-import time
 
-import httpx
 import pytest
 
 pytest.importorskip("openenv.core", reason="the extra 'openenv' is not installed")
@@ -23,6 +20,7 @@ from inferencegym.envs.openenv.environment import ENVIRONMENTS
 from inferencegym.envs.openenv.models import PagingAction, PagingObservation, ServeAction, ServeObservation
 from inferencegym.policies.catalogue import policy_names
 from tests.openenv.browser import CHROMIUM, Page
+from tests.starting import free_port, until_healthy
 
 MODELS = {"llmserve": (ServeAction, ServeObservation), "pagedkv": (PagingAction, PagingObservation)}
 
@@ -47,22 +45,12 @@ class Command:
     """`inferencegym env` in a process of its own, as users start it: Gradio leaves things behind that only the end of a process removes."""
 
     def __init__(self, family: str, log):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.family, self.url = family, f"http://127.0.0.1:{port}"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "inferencegym", "env", family, "--port", str(port), "--web"], stdout=log, stderr=log
         )
-        end = time.monotonic() + 90
-        while True:
-            assert self._process.poll() is None, "the server ended"
-            assert time.monotonic() < end, "the server did not start"
-            try:
-                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.2)
+        until_healthy(self._process, self.url, 90)
 
     def stop(self):
         self._process.terminate()

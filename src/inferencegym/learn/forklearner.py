@@ -15,16 +15,13 @@ import numpy as np
 
 from inferencegym.decision.columns import Floats
 from inferencegym.decision.encodings import AT, nearest
-from inferencegym.decision.knobs import COLUMNS, GRID, OFFSETS, Knobs
-from inferencegym.envs.actors import BEST_STATIC, actor
-from inferencegym.envs.grade import load_anchors
-from inferencegym.envs.serve_planner import search_static
+from inferencegym.decision.knobs import COLUMNS, OFFSETS
 from inferencegym.envs.serve_task import ServeTask
-from inferencegym.envs.splits import scenario
 from inferencegym.ground.errors import ConfigError, MissingExtraError
 from inferencegym.ground.rng import stream
 from inferencegym.learn.checkpoint import State
 from inferencegym.learn.config import Forks, TrainConfig
+from inferencegym.learn.first import first_setting
 from inferencegym.learn.forks import Crew, Measured
 
 try:
@@ -180,17 +177,6 @@ class ForkLearner:
         }
 
 
-def first_setting(task: Any, start: str) -> Floats:
-    """float64[6]: where the learning starts. `best-static`: as the anchors have it, or searched (half a minute) on validation scenarios."""
-    if start == BEST_STATIC and load_anchors(task) is None:
-        return search_static(task, [scenario("validation", i) for i in range(8)])[0].levers()
-    chosen = actor(start, task)
-    if not hasattr(chosen, "action") or not isinstance(chosen.action, Knobs):
-        raise ConfigError("start", f"'{start}'", allowed="best-static, or fixed:batch_cap=...")
-    given = chosen.action.levers()
-    return np.where(np.isnan(given), task.start.levers(), given)
-
-
 def _log_odds(scores: Any, barred: Any) -> Any:
     """Logarithms of the odds, knob by knob."""
     masked = scores.masked_fill(barred, -1e9)
@@ -199,6 +185,3 @@ def _log_odds(scores: Any, barred: Any) -> Any:
 
 def _choices(logs: Any) -> Any:
     return torch.stack([logs[:, a:b].argmax(dim=1) for a, b in pairwise(OFFSETS)], dim=1)
-
-
-assert len(GRID) == len(OFFSETS) - 1

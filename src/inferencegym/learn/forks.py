@@ -34,9 +34,9 @@ from inferencegym.policies.heads import GridHead
 from inferencegym.policies.trained import Notes, Trained, build
 
 _GRIDS = tuple(np.array(values) for values in GRID.values())
-#: Which knob each of the 36 choices is of, and where it stands in that knob's grid.
+#: Which knob each of the 36 choices is of, and the value it sets.
 _KNOB = np.repeat(np.arange(len(LEVERS)), [len(values) for values in _GRIDS])
-_PLACE = np.concatenate([np.arange(len(values)) for values in _GRIDS])
+_VALUE = np.concatenate(_GRIDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +113,12 @@ class Teacher:
         own = self._head.rows(logits[None], main.observations, main.masks)[0]
         odds = _odds(logits)
         chances = np.where(odds > 0.0, np.clip(given.eagerness * odds, given.least_chance, 1.0), 0.0)
-        others = np.array([_GRIDS[k][j] for k, j in zip(_KNOB, _PLACE, strict=True)]) != own[_KNOB]
+        others = own[_KNOB] != _VALUE
         tried = np.flatnonzero(others & (chance.random(len(odds)) < chances))
         n = 1 + len(tried)
         copies.copy_from(main, 0, n)
         first = np.tile(own, (n, 1))
-        first[np.arange(1, n), _KNOB[tried]] = [_GRIDS[_KNOB[c]][_PLACE[c]] for c in tried]
+        first[np.arange(1, n), _KNOB[tried]] = _VALUE[tried]
         horizon = min(given.horizon, self.task.steps - int(main.windows_done[0]))
         copies.actions[:n] = first
         copies.step()

@@ -12,14 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from inferencegym.decision.columns import Floats
-from inferencegym.envs.actors import BEST_STATIC, actor
 from inferencegym.envs.batch import Task
-from inferencegym.envs.grade import load_anchors
-from inferencegym.envs.serve_planner import search_static
 from inferencegym.envs.serve_task import ServeTask
 from inferencegym.envs.splits import scenario
 from inferencegym.ground.errors import ConfigError
 from inferencegym.learn.config import TrainConfig
+from inferencegym.learn.first import first_setting
 from inferencegym.learn.search import RuleLearner
 from inferencegym.policies.linear import FEATURES, MOVED, Frame, decide, features_of
 
@@ -27,8 +25,8 @@ _SHAPE = (MOVED, len(FEATURES) + 1)
 #: Of a weight: knobs' numbers go from -1 to 1.
 _SCALE = 0.2
 _LEAST_DEVIATION = 1e-3
-#: Training scenarios on which figures are measured, and validation scenarios on which a setting is searched where none is known.
-_MEASURED, _SEARCHED = 8, 8
+#: Training scenarios on which figures are measured.
+_MEASURED = 8
 
 
 def play(weights: Floats, frame: Frame, task: Task, scenarios: Sequence[int]) -> Floats:
@@ -46,10 +44,7 @@ def play(weights: Floats, frame: Frame, task: Task, scenarios: Sequence[int]) ->
 
 def first_frame(task: Any, limit: int) -> Frame:
     """The best static setting, and what it sees on the first training scenarios (of `limit`)."""
-    if load_anchors(task) is None:
-        base = search_static(task, [scenario("validation", i) for i in range(_SEARCHED)])[0].levers()
-    else:
-        base = actor(BEST_STATIC, task).action.levers()
+    base = first_setting(task)
     batch = task.batch(min(_MEASURED, limit))
     for row in range(batch.n):
         batch.start(row, scenario("train", row))
@@ -74,25 +69,15 @@ class LinearLearner(RuleLearner):
         self.frame = first_frame(task, config.scenarios)
         super().__init__(config, task)
 
-    def update(self) -> dict[str, float]:
-        """A generation."""
-        asked = self._search.ask()
-        values = play(np.array([self._weights(one) for one in asked]), self.frame, self.task, self._scenarios())
-        means = values.mean(axis=1)
-        self._tell(asked, means.tolist())
-        self.steps += values.size * self.task.steps
-        self.episodes += values.size
-        return {
-            "episodes": float(self.episodes), "episode_return": float("nan"), "episode_value": float(means.mean()),
-            "episode_steps": float(self.task.steps), "best_of_generation": float(means.max()), "sigma": float(self._search.sigma),
-        }  # fmt: skip
-
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The mean of the search, with what it stands on."""
         frame = self.frame
         return {
             "names": np.array(FEATURES), "mean": frame.mean, "scale": frame.scale, "base": frame.base, "weights": self._weights(self._search.mean),
         }  # fmt: skip
+
+    def _play(self, asked: list[Floats]) -> tuple[Floats, dict[str, float]]:
+        return play(np.array([self._weights(one) for one in asked]), self.frame, self.task, self._scenarios()), {}
 
     def _dimensions(self) -> int:
         return int(np.prod(_SHAPE))

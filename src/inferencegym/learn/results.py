@@ -17,7 +17,7 @@ from inferencegym.envs.actors import BEST_STATIC, PLANNERS
 from inferencegym.envs.grade import Anchors
 from inferencegym.ground.errors import ConfigError
 from inferencegym.ground.rng import stream
-from inferencegym.learn.statistics import CONFIDENCE, REPEATS, Estimate
+from inferencegym.learn.statistics import REPEATS, Estimate, estimate, interquartile_means
 
 Floats = npt.NDArray[np.float64]
 CLAIRVOYANT, RANDOM, NOTHING = "clairvoyant", "random", "do-nothing"
@@ -76,17 +76,20 @@ def standing(values: npt.ArrayLike, anchors: Anchors, scenarios: Sequence[int], 
     rows, columns = _drawn(matrix.shape[0], matrix.shape[1], repeats)
     drawn = matrix[rows[:, :, None], columns[:, None, :]]
     scale = (ceiling - floor)[columns][:, None, :]
-    found = {name: _Figure(_iqm(row[None]), _iqm(row[columns])) for name, row in others.items()}
-    learned = _Figure(_iqm(matrix.reshape(1, -1)), _iqm(drawn.reshape(repeats, -1)))
+    found = {
+        name: _Figure(interquartile_means(row[None]), interquartile_means(row[columns])) for name, row in others.items()
+    }
+    learned = _Figure(interquartile_means(matrix.reshape(1, -1)), interquartile_means(drawn.reshape(repeats, -1)))
     graded = _Figure(
-        _iqm(((matrix - floor) / (ceiling - floor)).reshape(1, -1)),
-        _iqm(((drawn - floor[columns][:, None, :]) / scale).reshape(repeats, -1)),
+        interquartile_means(((matrix - floor) / (ceiling - floor)).reshape(1, -1)),
+        interquartile_means(((drawn - floor[columns][:, None, :]) / scale).reshape(repeats, -1)),
     )
 
     def over(name: str) -> _Figure:
         row = others[name]
         return _Figure(
-            _iqm((matrix - row).reshape(1, -1)), _iqm((drawn - row[columns][:, None, :]).reshape(repeats, -1))
+            interquartile_means((matrix - row).reshape(1, -1)),
+            interquartile_means((drawn - row[columns][:, None, :]).reshape(repeats, -1)),
         )
 
     start = max((found[BEST_STATIC], found[rule]), key=lambda one: float(one.value[0]))
@@ -124,8 +127,7 @@ class _Figure:
 
     @property
     def estimate(self) -> Estimate:
-        low, high = np.quantile(self.drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return Estimate(float(self.value[0]), float(low), float(high))
+        return estimate(float(self.value[0]), self.drawn)
 
 
 def _closed(learned: _Figure, start: _Figure, end: _Figure) -> Estimate | None:
@@ -140,11 +142,3 @@ def _closed(learned: _Figure, start: _Figure, end: _Figure) -> Estimate | None:
 def _drawn(seeds: int, scenarios: int, repeats: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     rng = stream(0, "results.bootstrap")
     return rng.integers(0, seeds, (repeats, seeds)), rng.integers(0, scenarios, (repeats, scenarios))
-
-
-def _iqm(rows: Floats) -> Floats:
-    """Interquartile mean of each row."""
-    ordered = np.sort(rows, axis=1)
-    cut = ordered.shape[1] // 4
-    means: Floats = ordered[:, cut : ordered.shape[1] - cut].mean(axis=1)
-    return means

@@ -84,15 +84,15 @@ class RuleLearner:
     def update(self) -> dict[str, float]:
         """A generation."""
         asked = self._search.ask()
-        values, crashed = play(np.array([self._parameters(one) for one in asked]), self.task, self._scenarios())
+        values, figures = self._play(asked)
         means = values.mean(axis=1)
         self._tell(asked, means.tolist())
         self.steps += values.size * self.task.steps
         self.episodes += values.size
         return {
             "episodes": float(self.episodes), "episode_return": float("nan"), "episode_value": float(means.mean()),
-            "episode_steps": float(self.task.steps), "best_of_generation": float(means.max()), "crash_rate": float(crashed.mean()),
-            "sigma": float(self._search.sigma),
+            "episode_steps": float(self.task.steps), "best_of_generation": float(means.max()), "sigma": float(self._search.sigma),
+            **figures,
         }  # fmt: skip
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -114,6 +114,11 @@ class RuleLearner:
         for values in told.tolist():
             self._tell(self._search.ask(), values)
         self.steps, self.episodes = int(notes["steps"]), int(notes["episodes"])
+
+    def _play(self, asked: list[Floats]) -> tuple[Floats, dict[str, float]]:
+        """Values [candidates, scenarios] of a generation, and figures of its own kind."""
+        values, crashed = play(np.array([self._parameters(one) for one in asked]), self.task, self._scenarios())
+        return values, {"crash_rate": float(crashed.mean())}
 
     def _scenarios(self) -> list[int]:
         """Scenario numbers of the next generation: each has its own, as long as there are new ones."""

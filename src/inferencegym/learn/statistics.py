@@ -35,9 +35,15 @@ class Estimate:
 
 def interquartile_mean(scores: npt.ArrayLike) -> float:
     """Mean of the middle half: the lowest and highest quarter (rounded down) are left out. More robust than the mean, less blunt than the median."""
-    ordered = np.sort(_filled(scores), axis=None)
-    cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
+    return float(interquartile_means(_filled(scores).reshape(1, -1))[0])
+
+
+def interquartile_means(rows: Floats) -> Floats:
+    """`interquartile_mean` of each row of float64[n, m]: float64[n]."""
+    ordered = np.sort(rows, axis=1)
+    cut = ordered.shape[1] // 4
+    means: Floats = ordered[:, cut : ordered.shape[1] - cut].mean(axis=1)
+    return means
 
 
 def bootstrap(
@@ -52,7 +58,7 @@ def bootstrap(
     arrays = [_filled(stratum) for stratum in strata]
     rng = stream(seed, "statistics.bootstrap")
     drawn = np.array([statistic([rng.choice(array, len(array)) for array in arrays]) for _ in range(repeats)])
-    return _estimate(statistic(arrays), drawn, confidence)
+    return estimate(statistic(arrays), drawn, confidence)
 
 
 def iqm(strata: Strata, *, repeats: int = REPEATS, confidence: float = CONFIDENCE, seed: int = 0) -> Estimate:
@@ -61,10 +67,7 @@ def iqm(strata: Strata, *, repeats: int = REPEATS, confidence: float = CONFIDENC
     rng = stream(seed, "statistics.bootstrap")
     # All repeats at once: a row of `drawn` is one resampling of everything.
     drawn = np.concatenate([array[rng.integers(0, len(array), (repeats, len(array)))] for array in arrays], axis=1)
-    drawn.sort(axis=1)
-    cut = drawn.shape[1] // 4
-    means = drawn[:, cut : drawn.shape[1] - cut].mean(axis=1)
-    return _estimate(interquartile_mean(np.concatenate(arrays)), means, confidence)
+    return estimate(interquartile_mean(np.concatenate(arrays)), interquartile_means(drawn), confidence)
 
 
 def improvement_probability(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> float:
@@ -84,7 +87,7 @@ def probability_of_improvement(
     for i in range(repeats):
         chances = [improvement_probability(rng.choice(x, len(x)), rng.choice(y, len(y))) for x, y in pairs]
         drawn[i] = np.mean(chances)
-    return _estimate(float(np.mean([improvement_probability(x, y) for x, y in pairs])), drawn, confidence)
+    return estimate(float(np.mean([improvement_probability(x, y) for x, y in pairs])), drawn, confidence)
 
 
 def paired_difference(
@@ -137,7 +140,8 @@ def _pairs(ours: Strata, theirs: Strata) -> list[tuple[Floats, Floats]]:
     return [(_filled(x), _filled(y)) for x, y in zip(ours, theirs, strict=True)]
 
 
-def _estimate(value: float, drawn: Floats, confidence: float) -> Estimate:
+def estimate(value: float, drawn: Floats, confidence: float = CONFIDENCE) -> Estimate:
+    """A figure with the percentile interval of its resamplings, float64[repeats]."""
     if not 0 < confidence < 1:
         raise ConfigError("confidence", f"{confidence}", allowed="between 0 and 1")
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
