@@ -55,5 +55,5 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 $(TESTS): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,openenv]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,openenv,serve]'
 	@touch $(TESTS)

@@ -1,0 +1,1 @@
+"""The gateway: an OpenAI-compatible server that admits, orders, batches and streams requests for whatever engine stands behind it."""
