@@ -22,6 +22,8 @@ from inferencegym.envs.grade import load_anchors
 from inferencegym.envs.splits import scenario
 from inferencegym.ground.rng import stream
 from inferencegym.learn.decisions import Decisions, choices_of, play, settled
+from inferencegym.learn.gradients import Attributions, attributions
+from inferencegym.policies.network import NetworkPolicy
 
 #: What counts as load on each surface.
 LOADS = {
@@ -31,6 +33,8 @@ LOADS = {
 #: More values of a knob than this are rounded to those of its grid.
 _MANY = 10
 _BINS, _SHUFFLES, _MOST_ROWS = 8, 3, 20_000
+#: Gradients are taken along a path of many points, so of fewer decisions.
+_GRADIENT_ROWS = 2000
 #: Choices that are made more rarely are put together, on paging, where there are eighteen.
 _RARE = 0.005
 
@@ -104,6 +108,8 @@ class Explanation:
     against: tuple[Against, ...]
     importance: tuple[Importance, ...]
     """Most important first."""
+    attributions: Attributions | None
+    """Of a network, by integrated gradients; None for what has no gradients."""
     timeline: Timeline
 
     def as_json(self) -> dict[str, Any]:
@@ -123,7 +129,7 @@ def explain(
     return Explanation(
         task=task.name, digest=task.digest, policy=said, split=split, scenarios=scenarios, decisions=len(seen), value=float(seen.values.mean()),
         constant=_constant(task, seen), against=tuple(against_load(task, seen)), importance=tuple(importance(task, policy, seen)),
-        timeline=timeline(task, policy, split=split, index=shown, name=said),
+        attributions=gradients(policy, seen), timeline=timeline(task, policy, split=split, index=shown, name=said),
     )  # fmt: skip
 
 
@@ -169,6 +175,16 @@ def importance(task: Task, policy: Any, seen: Decisions, *, top: int = 10) -> li
             changed = np.asarray(changed.any(axis=1))
         found.append(Importance(column.name, column.unit, float(changed.mean()), by_knob))
     return sorted(found, key=lambda one: -one.changed)[:top]
+
+
+def gradients(policy: Any, seen: Decisions) -> Attributions | None:
+    """What each column adds to a network's choices; None for a table, a tree or a rule, whose answers are steps or have no weights."""
+    if not isinstance(policy, NetworkPolicy):
+        return None
+    if len(seen) > _GRADIENT_ROWS:
+        chance = stream(0, "explain.gradients")
+        seen = seen.take(np.sort(chance.choice(len(seen), _GRADIENT_ROWS, replace=False)))
+    return attributions(policy, seen.observations, seen.masks)
 
 
 def timeline(task: Task, policy: Any, *, split: str, index: int, name: str) -> Timeline:

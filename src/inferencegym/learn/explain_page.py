@@ -19,12 +19,15 @@ from inferencegym.decision.encodings import show_lever
 from inferencegym.decision.knobs import GRID, LEVERS
 from inferencegym.decision.paging import NAMES
 from inferencegym.learn.distill import Distilled
-from inferencegym.learn.explain import Against, Explanation, Importance, Timeline
+from inferencegym.learn.explain import Against, Explanation, Timeline
+from inferencegym.learn.gradients import Attributions
 
 _CELL_W, _CELL_H, _LABEL = 66, 22, 130
 _WIDTH, _LEFT, _RIGHT = 940, 150, 80
 _POINTS = 600
 _CHOICES = 5
+#: Columns whose gradients are shown.
+_ADDING = 10
 
 
 def write_page(
@@ -57,7 +60,8 @@ def sections(found: Explanation, tree: Distilled | None = None, scores: str = ""
         "<h3>What its choices hang on</h3>",
         "<p>Share of decisions that come out otherwise when one column's values are shuffled among all decisions. Columns that say the same"
         " (arrivals and requests that run, say) share what hangs on both.</p>",
-        bars(found.importance),
+        bars([(one.column, one.changed, one.by_knob) for one in found.importance], "{:.1%}"),
+        *_gradients(found.attributions),
         f"<h3>One episode: scenario {found.timeline.scenario}, beside {html.escape(found.timeline.other)}</h3>",
         f"<p>Value {found.timeline.value:.4f}, against {found.timeline.other_value:.4f} of {html.escape(found.timeline.other)} on the same requests.{_crashes(found.timeline)}"
         f' <span class="key own"></span>{html.escape(found.policy)} <span class="key other"></span>{html.escape(found.timeline.other)}</p>',
@@ -122,23 +126,35 @@ def heat_map(one: Against) -> str:
     return "".join(lines) + "</svg></figure>"
 
 
-def bars(found: Sequence[Importance]) -> str:
-    """One bar for each column."""
-    shown = [one for one in found if one.changed > 0.0]
+def _gradients(found: Attributions | None) -> list[str]:
+    """What columns add to a network's choices, or why that cannot be said."""
+    if found is None:
+        return ["<p>It is no network, so it has no gradients to integrate: shuffling is what there is.</p>"]
+    return [
+        "<p>And what each column adds to them, by integrated gradients: its part of how far the chosen score, above the mean of its knob's scores,"
+        f" is from that at the mean observation. Sizes over {found.decisions:,} decisions, in percent of all columns'; nothing is shuffled, so every"
+        " situation is one that occurred.</p>",
+        bars([(one.column, one.share, one.by_knob) for one in found.columns[:_ADDING]], "{:.3g}"),
+    ]
+
+
+def bars(found: Sequence[tuple[str, float, dict[str, float]]], detail: str) -> str:
+    """One bar for each column: (its name, its share, the same by knob in the format `detail`)."""
+    shown = [one for one in found if one[1] > 0.0]
     if not shown:
         return "<p>On nothing: no column changes a decision.</p>"
-    most = max(one.changed for one in shown)
+    most = max(share for _, share, _ in shown)
     width, left = 640, 190
     lines = [
         f'<svg viewBox="0 0 {width} {22 * len(shown) + 6}" style="max-width:{width}px" role="img" aria-label="importance of columns">'
     ]
-    for i, one in enumerate(shown):
-        y, length = 22 * i + 4, one.changed / most * (width - left - 60)
-        detail = ", ".join(f"{name} {share:.1%}" for name, share in one.by_knob.items()) or f"{one.changed:.1%}"
+    for i, (column, share, by_knob) in enumerate(shown):
+        y, length = 22 * i + 4, share / most * (width - left - 60)
+        said = ", ".join(f"{name} {detail.format(part)}" for name, part in by_knob.items()) or f"{share:.1%}"
         lines.append(
-            f'<text class="label" x="{left - 8}" y="{y + 13}" text-anchor="end">{one.column}</text>'
-            f'<rect class="bar" x="{left}" y="{y}" width="{length:.1f}" height="17"><title>{detail}</title></rect>'
-            f'<text x="{left + length + 6:.1f}" y="{y + 13}">{one.changed:.1%}</text>'
+            f'<text class="label" x="{left - 8}" y="{y + 13}" text-anchor="end">{column}</text>'
+            f'<rect class="bar" x="{left}" y="{y}" width="{length:.1f}" height="17"><title>{said}</title></rect>'
+            f'<text x="{left + length + 6:.1f}" y="{y + 13}">{share:.1%}</text>'
         )
     return "".join(lines) + "</svg>"
 
