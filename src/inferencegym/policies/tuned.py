@@ -6,7 +6,7 @@ same kernel on one row. With the default parameters it is `policies.memory.Sieve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -183,14 +183,20 @@ def fresh_memory(parameters: Floats) -> Ints:
 
 def parameters_of(given: Mapping[str, float]) -> Floats:
     """float64[p]: the defaults, with some changed by name; ConfigError or UnknownNameError for what cannot be."""
-    found = DEFAULTS.copy()
+    return named(PARAMETERS, given)
+
+
+def named(parameters: Sequence[Parameter], given: Mapping[str, float]) -> Floats:
+    """float64[p]: the defaults of any rule's parameters, with some changed by name."""
+    known = {one.name: i for i, one in enumerate(parameters)}
+    found = np.array([one.default for one in parameters])
     for name, value in given.items():
-        if name not in NAMES:
-            raise UnknownNameError("parameter of the rule", name, NAMES)
-        at = NAMES.index(name)
-        if not isfinite(value) or not LOWS[at] <= value <= HIGHS[at]:
-            raise ConfigError(name, f"{value!r}", allowed=f"{LOWS[at]:g}..{HIGHS[at]:g}")
-        found[at] = value
+        if name not in known:
+            raise UnknownNameError("parameter of the rule", name, tuple(known))
+        one = parameters[known[name]]
+        if not isfinite(value) or not one.low <= value <= one.high:
+            raise ConfigError(name, f"{value!r}", allowed=f"{one.low:g}..{one.high:g}")
+        found[known[name]] = value
     return found
 
 
