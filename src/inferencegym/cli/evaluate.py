@@ -16,13 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from inferencegym.envs import catalogue
-from inferencegym.envs.actors import LEARNED, actor
+from inferencegym.envs.actors import LANGUAGE_MODEL, LEARNED, actor
+from inferencegym.envs.openenv.llm_usage import Price
 from inferencegym.ground.errors import ConfigError, InferenceGymError
 from inferencegym.learn.evaluate import ALL, EpisodeResult, Evaluation, Row
 from inferencegym.learn.evaluate import evaluate as play
 from inferencegym.learn.explain import explain
 from inferencegym.learn.explain_page import sections
-from inferencegym.learn.page import score_label, write_page
+from inferencegym.learn.page import asked_cells, asked_labels, score_label, write_page
 from inferencegym.learn.statistics import Estimate
 from inferencegym.policies.catalogue import trained_file
 
@@ -35,7 +36,8 @@ def evaluate(
         str,
         typer.Option(
             help="Names with commas between them, or all: every policy that plays an episode in about a second. Also best-static, clairvoyant,"
-            " fixed:batch_cap=64 (give it alone or last: its knobs have commas too), module:Class."
+            " fixed:batch_cap=64 (give it alone or last: its knobs have commas too), llm:MODEL,shots=4,"
+            " a model behind OPENAI_BASE_URL, module:Class."
         ),
     ] = ALL,
     task: Annotated[
@@ -53,9 +55,14 @@ def evaluate(
         typer.Option("--json", help="Write everything as JSON to a file; - prints it instead of the table."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page.")] = None,
+    price_in: Annotated[
+        float | None, typer.Option(help="Of llm policies: US$ per million prompt tokens. With --price-out.")
+    ] = None,
+    price_out: Annotated[float | None, typer.Option(help="The same for the tokens of answers.")] = None,
 ) -> None:
     """Compare policies on tasks, with intervals, beside the best configuration that never changes."""
     tasks, skipped = chosen_tasks(task)
+    price = chosen_price(price_in, price_out)
     quiet = json_ is not None and str(json_) == "-"
     make_room("--record", record)
     make_room("--json", None if quiet or json_ is None else json_.parent)
@@ -82,6 +89,7 @@ def evaluate(
             workers=workers,
             record_to=record,
             progress=tell,
+            price=price,
         )
     evaluation.skipped.update(skipped)
     if report is not None:
@@ -128,16 +136,26 @@ def make_room(option: str, folder: Path | None) -> None:
 
 
 def chosen_policies(text: str) -> list[str]:
-    """Names with commas between them; what follows `fixed:` keeps its commas as long as they part NAME=VALUE."""
+    """Names with commas between them; what follows `fixed:` or `llm:` keeps its commas as long as they part NAME=VALUE."""
     found: list[str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        if found and found[-1].startswith("fixed:") and "=" in part and ":" not in part:
+        if found and found[-1].startswith(("fixed:", LANGUAGE_MODEL)) and "=" in part and ":" not in part:
             found[-1] += f",{part}"
         else:
             found.append(part)
     if not found:
         raise ConfigError("--policy", "is empty", allowed="names, or all")
     return found
+
+
+def chosen_price(price_in: float | None, price_out: float | None) -> Price | None:
+    """The price of a language model's tokens; half of one is an error."""
+    if price_in is None and price_out is None:
+        return None
+    if price_in is None or price_out is None:
+        missing = "--price-in" if price_in is None else "--price-out"
+        raise ConfigError(missing, "is not given", allowed="both prices, in US$ per million tokens, or neither")
+    return Price(price_in, price_out)
 
 
 def chosen_tasks(text: str) -> tuple[list[str], dict[str, str]]:
@@ -165,6 +183,8 @@ def show(console: Console, evaluation: Evaluation) -> None:
     for name in dict.fromkeys(row.task for row in rows):
         own = [row for row in rows if row.task == name]
         console.print(_table(name, own, len(evaluation.scenarios), evaluation.split))
+        if any(row.asked for row in own):
+            console.print(_asked(own))
         if any(row.parts for row in own):
             console.print(_parts(own))
     for name, why in evaluation.skipped.items():
@@ -196,6 +216,19 @@ def _table(name: str, rows: list[Row], seeds: int, split: str) -> Table:
         cells += [_said(row.improvement)] if beats else []
         cells += [f"{row.crashed:.0%}"] if crashed else []
         table.add_row(*cells)
+    return table
+
+
+def _asked(rows: list[Row]) -> Table:
+    """What the language models among the policies asked for, in all their episodes."""
+    table = Table(title="questions to language models", title_justify="left", title_style="dim")
+    table.add_column("policy", overflow="fold")
+    asked = [row.asked for row in rows if row.asked is not None]
+    for label in asked_labels(asked):
+        table.add_column(label, justify="right")
+    for row in rows:
+        if row.asked is not None:
+            table.add_row(row.policy, *asked_cells(row.asked, asked))
     return table
 
 

@@ -12,13 +12,15 @@ import numpy as np
 
 from inferencegym.envs.batch import Task
 from inferencegym.envs.grade import load_anchors
-from inferencegym.ground.errors import ConfigError
+from inferencegym.ground.errors import ConfigError, MissingExtraError
 from inferencegym.policies import trained
 from inferencegym.policies.catalogue import policy, policy_names
 
 BEST_STATIC = "best-static"
 #: The policy that was trained for the task and comes with the package.
 LEARNED = "learned"
+#: How the name of a language model begins; `envs/openenv/llm_actor.py` says what may follow.
+LANGUAGE_MODEL = "llm:"
 #: Planners of each surface: name -> where the class is.
 PLANNERS = {
     "knobs": {
@@ -43,8 +45,10 @@ def quick_names(task: Task) -> tuple[str, ...]:
 
 
 def actor(name: str, task: Task) -> Any:
-    """A policy by any name of `policies.catalogue.policy`, `best-static`, `learned`, or a planner."""
+    """A policy by any name of `policies.catalogue.policy`, `best-static`, `learned`, `llm:MODEL,...`, or a planner."""
     surface = task.surface.name
+    if name.startswith(LANGUAGE_MODEL):
+        return _language_model(name, task)
     if name == LEARNED:
         return _learned(task)
     if name != BEST_STATIC and name not in PLANNERS[surface]:
@@ -60,6 +64,14 @@ def actor(name: str, task: Task) -> Any:
     planner = getattr(import_module(module), kind)
     library = None if anchors is None else anchors.settings.get("library")
     return planner() if library is None else planner(np.array(library))
+
+
+def _language_model(name: str, task: Task) -> Any:
+    try:
+        module = import_module("inferencegym.envs.openenv.llm_actor")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("openenv", f"the policy '{name}'") from error
+    return module.language_model(name, task)
 
 
 def _learned(task: Task) -> trained.Loaded:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import numpy as np
 
 import inferencegym
 from inferencegym.envs import catalogue
-from inferencegym.envs.actors import BEST_STATIC, actor, quick_names
+from inferencegym.envs.actors import BEST_STATIC, LANGUAGE_MODEL, actor, quick_names
 from inferencegym.envs.batch import Task
 from inferencegym.envs.episode import record
 from inferencegym.envs.grade import Anchors, load_anchors
+from inferencegym.envs.openenv.llm_usage import Price, Usage
 from inferencegym.envs.splits import scenario as scenario_number
 from inferencegym.ground.errors import ConfigError, InferenceGymError
 from inferencegym.learn.statistics import Estimate, iqm, paired_difference, probability_of_improvement
@@ -48,6 +49,8 @@ class EpisodeResult:
     crashed: bool
     parts: dict[str, float]
     facts: dict[str, float]
+    usage: Usage | None = None
+    """What a language model's questions came to; None for all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,8 @@ class Row:
     """Value above the best static configuration's on the same scenarios."""
     parts: dict[str, float]
     """Mean parts of the value; 0 in episodes that lack one (a crash replaces them all)."""
+    asked: dict[str, float] | None = None
+    """A language model's questions in all its episodes, see `Usage.report`; None for all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,8 @@ class Evaluation:
     version: str = inferencegym.__version__
     skipped: dict[str, str] = field(default_factory=dict)
     """Task -> why it was not played."""
+    price: Price | None = None
+    """Of a language model's tokens."""
 
     def of(self, task: str, policy: str) -> list[EpisodeResult]:
         """A policy's episodes on a task, in the order of the scenarios."""
@@ -116,6 +123,7 @@ class Evaluation:
         played = [self.of(task, policy) for task in tasks]
         flat = [one for episodes in played for one in episodes]
         graded = all(one.grade is not None for one in flat)
+        usages = [one.usage for one in flat if one.usage is not None]
         scores = [[one.value if one.grade is None else one.grade for one in episodes] for episodes in played]
         # To as many digits as anchors are stored with, or a tie with a stored one would be none.
         values = [[round(one.value, _DIGITS) for one in episodes] for episodes in played]
@@ -129,6 +137,7 @@ class Evaluation:
             value=float(np.mean([one.value for one in flat])), total_reward=float(np.mean([one.total_reward for one in flat])),
             crashed=float(np.mean([one.crashed for one in flat])), improvement=improvement, difference=difference,
             parts={name: float(np.mean([one.parts.get(name, 0.0) for one in flat])) for name in dict.fromkeys(n for one in flat for n in one.parts)},
+            asked=Usage.total(usages).report(self.price) if usages else None,
         )  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
@@ -136,6 +145,7 @@ class Evaluation:
         return {
             "version": self.version, "split": self.split, "scenarios": list(self.scenarios), "skipped": self.skipped,
             "table": [asdict(row) for row in self.table()], "episodes": [asdict(one) for one in self.episodes],
+            "price": None if self.price is None else asdict(self.price),
             "digests": {one.task: one.digest for one in self.episodes},
         }  # fmt: skip
 
@@ -166,11 +176,12 @@ def evaluate(
     workers: int = 1,
     record_to: Path | None = None,
     progress: Progress | None = None,
+    price: Price | None = None,
 ) -> Evaluation:
     """Let policies play tasks. Results are the same for any number of workers.
 
     `policies`: names (also `fixed:...`, `module:Class`, best-static, clairvoyant, or `all` for every quick one) or policies themselves; each
-    plays the tasks of its surface. `scenarios`: the first so many of the split, or their indices. `record_to`: a folder for the episodes'
+    plays the tasks of its surface. `price`: of a language model's tokens. `scenarios`: the first so many of the split, or their indices. `record_to`: a folder for the episodes'
     records. `progress`: called after each episode with (done, all, result).
     """
     indices = tuple(range(scenarios)) if isinstance(scenarios, int) else tuple(scenarios)
@@ -187,7 +198,7 @@ def evaluate(
         if progress:
             progress(len(done), len(jobs), done[at])
     episodes = tuple(done[at] for at in range(len(jobs)))
-    return Evaluation(split, indices, episodes, _baselines(episodes, anchors, split, indices))
+    return Evaluation(split, indices, episodes, _baselines(episodes, anchors, split, indices), price=price)
 
 
 def _plan(
@@ -203,9 +214,14 @@ def _plan(
         if task.name in anchors:
             raise ConfigError("task", f"'{task.name}' is given twice")
         anchors[task.name] = load_anchors(task)
-        for player in _expanded(policies, task):
-            name = player if isinstance(player, str) else player.name
-            if (problem := _unfit(player, task)) is not None:
+        for one in _expanded(policies, task):
+            name = one if isinstance(one, str) else one.name
+            try:
+                player = _fit(one, task)
+            except InferenceGymError as problem:
+                # A language model fits every task, so what went wrong is no matter of this one.
+                if isinstance(one, str) and one.startswith(LANGUAGE_MODEL):
+                    raise
                 errors.setdefault(name, problem)
                 continue
             found.add(name)
@@ -224,30 +240,33 @@ def _expanded(policies: Sequence[Any], task: Task) -> list[Any]:
     return list(players.values())
 
 
-def _unfit(player: Any, task: Task) -> InferenceGymError | None:
-    """Why somebody cannot play a task."""
-    if not isinstance(player, str):
-        if player.surface == task.surface.name:
-            return None
-        return ConfigError(
+def _fit(player: Any, task: Task) -> Any:
+    """Who is to play: the name or policy as it was given, or a language model, made once for all its episodes. An error if it cannot play the task."""
+    if isinstance(player, str):
+        made = actor(player, task)
+        return made if player.startswith(LANGUAGE_MODEL) else player
+    if player.surface != task.surface.name:
+        raise ConfigError(
             "policy", f"'{player.name}' acts on '{player.surface}'", allowed=f"surface '{task.surface.name}'"
         )
-    try:
-        actor(player, task)
-    except InferenceGymError as error:
-        return error
-    return None
+    return player
 
 
 def _play_all(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[int, EpisodeResult]]:
-    if workers == 1:
-        for at, job in enumerate(jobs):
+    """Every job's result with its place, in any order. Policies that talk to a server (`in_process`) stay here: a connection does not travel."""
+    here = [(at, job) for at, job in enumerate(jobs) if workers == 1 or getattr(job.player, "in_process", False)]
+    stay = {at for at, _ in here}
+    away = [(at, job) for at, job in enumerate(jobs) if at not in stay]
+    if not away:
+        for at, job in here:
             yield at, _play(job)
         return
     # Fresh processes: a forked one would inherit locks of threads that are not there.
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_play, job): at for at, job in enumerate(jobs)}
+    with ProcessPoolExecutor(min(workers, len(away)), mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(_play, job): at for at, job in away}
         try:
+            for at, job in here:
+                yield at, _play(job)
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
         finally:
@@ -265,7 +284,7 @@ def _play(job: _Job) -> EpisodeResult:
     return EpisodeResult(
         task=task.name, digest=task.digest, policy=job.policy, split=job.split, scenario=job.scenario, value=episode.value, grade=None,
         unclipped=None, total_reward=episode.total_reward, steps=len(episode.actions), crashed=episode.terminated, parts=episode.parts,
-        facts=episode.facts,
+        facts=episode.facts, usage=getattr(player, "usage", None),
     )  # fmt: skip
 
 
@@ -273,8 +292,7 @@ def _graded(result: EpisodeResult, anchors: Anchors | None) -> EpisodeResult:
     if anchors is None:
         return result
     grade = anchors.grade(result.value, result.split, result.scenario)
-    given = asdict(result) | {"grade": grade.grade, "unclipped": grade.unclipped}
-    return EpisodeResult(**given)
+    return replace(result, grade=grade.grade, unclipped=grade.unclipped)
 
 
 def _baselines(

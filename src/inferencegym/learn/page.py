@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from inferencegym.learn.evaluate import Evaluation, Row
@@ -54,6 +54,30 @@ def score_label(graded: bool) -> str:
     return "grade" if graded else "value (no anchors)"
 
 
+#: What is told of a language model's questions: heading, figure(s) of `Usage.report`, how they are written.
+_ASKED = (
+    ("questions", ("questions",), "{:.0f}"),
+    ("parse failures", ("parse_failures",), "{:.0f}"),
+    ("not allowed", ("illegal",), "{:.0f}"),
+    ("retries", ("retries",), "{:.0f}"),
+    ("tokens in, out", ("prompt_tokens", "completion_tokens"), "{:.0f}, {:.0f}"),
+    ("s/question (p95)", ("latency_mean_s", "latency_p95_s"), "{:.2f} ({:.2f})"),
+    ("US$", ("cost_usd",), "{:.4f}"),
+)
+
+
+def asked_labels(asked: Sequence[Mapping[str, float]]) -> list[str]:
+    """Headings of what language models asked for in some rows: none if there are no such rows."""
+    return [label for label, names, _ in _ASKED if any(set(names) <= set(one) for one in asked)]
+
+
+def asked_cells(one: Mapping[str, float] | None, asked: Sequence[Mapping[str, float]]) -> list[str]:
+    """A row's figures below those headings; empty for a policy that asks nobody."""
+    labels = asked_labels(asked)
+    shown = [(names, form) for label, names, form in _ASKED if label in labels]
+    return [form.format(*(one[n] for n in names)) if one and set(names) <= set(one) else "" for names, form in shown]
+
+
 def _interval(estimate: Estimate | None) -> str:
     if estimate is None:
         return "<td></td>"
@@ -65,11 +89,14 @@ def _table(rows: list[Row]) -> str:
     beats, crashed = any(row.improvement for row in rows), any(row.crashed for row in rows)
     heads = ["policy", score_label(rows[0].graded), "value", "return"]
     heads += (["crashed"] if crashed else []) + (["beats static"] if beats else [])
+    asked = [row.asked for row in rows if row.asked is not None]
+    heads += asked_labels(asked)
     lines = []
     for row in rows:
         cells = f"{_interval(row.score)}<td>{row.value:.4f}</td><td>{row.total_reward:.2f}</td>"
         cells += f"<td>{row.crashed:.0%}</td>" if crashed else ""
         cells += _interval(row.improvement) if beats else ""
+        cells += "".join(f"<td>{html.escape(text)}</td>" for text in asked_cells(row.asked, asked))
         cells += "".join(f"<td>{row.parts.get(name, 0.0):+.3f}</td>" for name in terms)
         lines.append(f"<tr><th scope='row'>{html.escape(row.policy)}</th>{cells}</tr>")
     head = "".join(f"<th scope='col'>{html.escape(text)}</th>" for text in heads)
