@@ -27,8 +27,8 @@ from inferencegym.policies.trained import load, read
 from tests.envs.toy import ADMIT, ToyTask
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-#: `forks` has tests of its own.
-OURS = [name for name in ALGORITHMS if name not in ("forks", "cma")]
+#: These have tests of their own.
+OURS = [name for name in ALGORITHMS if name not in ("forks", "cma", "imitate")]
 SMALL = {"rows": 4, "validation_scenarios": 2}
 PPO = {"rollout_steps": 200, "batch_size": 200, "epochs": 2, "hidden": (8,)}
 DQN = {"warmup": 100, "buffer": 3000, "hidden": (8,), "batch_size": 32, "train_every": 8, "target_every": 500}

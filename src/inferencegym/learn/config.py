@@ -21,6 +21,8 @@ from inferencegym.ground.errors import ConfigError, UnknownNameError
 from inferencegym.policies.heads import HEADS
 
 _T = TypeVar("_T")
+#: What a network begins with that takes nothing over.
+RANDOM = "random"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class PPO:
     """Whether observations are scaled by their mean and deviation so far."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of the policy's network and of the value's."""
+    start: str = RANDOM
+    """What the policy's network begins with: random weights, or file:PATH, a network of the same surface, head and widths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ class Forks:
     """Policy iteration on advantages that are measured on forks of the deployment (`learn.forks`), knobs only."""
 
     start: str = "best-static"
-    """The setting that the policy begins with: best-static, or fixed:..."""
+    """What the policy begins with: best-static, fixed:..., or file:PATH, a network of the same head and widths."""
     confidence: float = 3.0
     """How much the starting setting's scores are above the others'."""
     episodes: int = 32
@@ -118,8 +122,29 @@ class Forks:
 
 
 @dataclass(frozen=True, slots=True)
+class Imitate:
+    """Imitation of a teacher by DAgger (`learn.imitate`)."""
+
+    teacher: str = "clairvoyant"
+    """Whom to imitate: a planner or a policy by any name that `evaluate` takes, or file:PATH."""
+    episodes: int = 16
+    """Training episodes played for a round."""
+    labels: int = 30
+    """Decisions of each episode, on average, that are learned from. A planner is asked at these only."""
+    beta: float = 0.0
+    """Of round i, counted from 0, the teacher drives a share beta^i of the episodes: the first round's all."""
+    smoothing: float = 0.05
+    """Part of the target that is spread over all that was allowed, so that fine-tuning still has odds to move."""
+    epochs: int = 20
+    """Passes over all lessons so far, for each round."""
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    hidden: tuple[int, ...] = (64, 64)
+
+
+@dataclass(frozen=True, slots=True)
 class CMA:
-    """Evolution (CMA-ES) of a rule: a memory rule's parameters (`learn.search`), or weights on knobs (`learn.linear_search`).
+    """Evolution (CMA-ES) of a rule: a memory rule's parameters (`learn.search`), and on knobs weights (`learn.linear_search`) or a feedback rule's (`learn.feedback_search`).
 
     `rows` / `population` scenarios try each candidate.
     """
@@ -130,10 +155,10 @@ class CMA:
     """First spread, in units of the parameters' own scales."""
 
 
-Settings = PPO | DQN | Tabular | Forks | CMA
+Settings = PPO | DQN | Tabular | Forks | Imitate | CMA
 #: Algorithms, and the settings that each has.
-ALGORITHMS: dict[str, type[PPO] | type[DQN] | type[Tabular] | type[Forks] | type[CMA]] = {
-    "forks": Forks, "cma": CMA, "maskable-ppo": PPO, "ppo": PPO, "dqn": DQN, "qr-dqn": DQN, "q-table": Tabular,
+ALGORITHMS: dict[str, type[PPO] | type[DQN] | type[Tabular] | type[Forks] | type[Imitate] | type[CMA]] = {
+    "forks": Forks, "cma": CMA, "feedback": CMA, "imitate": Imitate, "maskable-ppo": PPO, "ppo": PPO, "dqn": DQN, "qr-dqn": DQN, "q-table": Tabular,
 }  # fmt: skip
 #: What a surface is learned with unless one says otherwise: what was best there (docs/results/learned.md).
 DEFAULTS = {"paging": "cma", "knobs": "forks"}
@@ -246,6 +271,8 @@ def defaults(task: str, algorithm: str | None = None, encoding: str | None = Non
     paging = found.surface.name == "paging"
     if paging and algorithm == "forks":
         raise ConfigError("algorithm", "forks learns knobs only", allowed=", ".join(_OF_PAGING))
+    if paging and algorithm == "feedback":
+        raise ConfigError("algorithm", "feedback is a rule for knobs", allowed=", ".join(_OF_PAGING))
     encoding = encoding or ("actions" if paging else "preset" if algorithm in LISTS else "multidiscrete")
     if encoding not in HEADS[found.surface.name]:
         raise ConfigError("encoding", f"'{encoding}' is none of '{task}'", allowed=", ".join(HEADS[found.surface.name]))
@@ -266,6 +293,13 @@ _OF_PAGING: dict[str, dict[str, Any]] = {
         "validate_every": 18_000_000,
         "scenarios": SPLIT_SIZE,
     },
+    "imitate": {
+        "validate_every": 1,
+        "validation_scenarios": 32,
+        "scenarios": SPLIT_SIZE,
+        "teacher": "sieve",
+        "labels": 1000,
+    },
     "maskable-ppo": {"epochs": 8, "gae_lambda": 0.98, "entropy": 0.0},
     "ppo": {"epochs": 8, "gae_lambda": 0.98, "entropy": 0.0},
     "dqn": {"steps": 1_000_000, "validate_every": 50_000, "discount": 0.995},
@@ -281,6 +315,14 @@ _OF_KNOBS: dict[str, dict[str, Any]] = {
         "validate_every": 20_000,
         "scenarios": 4096,
         "sigma": 0.2,
+    },
+    "imitate": {"steps": 20_000, "validate_every": 1, "validation_scenarios": 32, "scenarios": SPLIT_SIZE},
+    "feedback": {
+        "steps": 2_000_000,
+        "rows": 112,
+        "validation_scenarios": 32,
+        "validate_every": 60_000,
+        "scenarios": 4096,
     },
     "maskable-ppo": {"rollout_steps": 120, "batch_size": 480, "epochs": 6, "discount": 0.97, "entropy": 0.001},
     "ppo": {"rollout_steps": 120, "batch_size": 480, "epochs": 6, "discount": 0.97, "entropy": 0.001},
@@ -303,7 +345,16 @@ def _changed(settings: Settings, given: Mapping[str, Any]) -> Settings:
     return replace(settings, **fit)
 
 
-_SHARES = ("discount", "gae_lambda", "exploration_share", "exploration_end", "first_rate", "last_rate")
+_SHARES = (
+    "discount",
+    "gae_lambda",
+    "exploration_share",
+    "exploration_end",
+    "first_rate",
+    "last_rate",
+    "beta",
+    "smoothing",
+)
 
 
 def _check(settings: Settings) -> None:

@@ -9,14 +9,10 @@ Only training scenarios are looked into; the policy itself sees what any policy 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from multiprocessing import get_context
-from os import sched_getaffinity
 from typing import Any
-from weakref import finalize
 
 import numpy as np
 
@@ -30,6 +26,7 @@ from inferencegym.envs.splits import scenario
 from inferencegym.ground.archive import Array
 from inferencegym.ground.rng import stream
 from inferencegym.learn.config import Forks
+from inferencegym.learn.workers import Workers
 from inferencegym.policies.heads import GridHead
 from inferencegym.policies.trained import Notes, Trained, build
 
@@ -142,27 +139,12 @@ class Crew:
     def __init__(self, task: str, settings: Forks, seed: int, scenarios: int, workers: int | None = None) -> None:
         """`task`: name or file, since each process makes its own; `workers`: unset, one for each processor this process may use."""
         self.task, self.settings, self.seed, self.scenarios = task, settings, seed, scenarios
-        self.workers = len(sched_getaffinity(0)) if workers is None else workers
-        self._pool: ProcessPoolExecutor | None = None
+        self._workers = Workers(_hire, (task, settings), workers)
 
     def measure(self, arrays: dict[str, Array], update: int) -> Measured:
         """The update's episodes, all played and measured by the policy of `arrays`."""
         jobs = [(arrays, self.seed, update, episode, self.scenarios) for episode in range(self.settings.episodes)]
-        return Measured.joined(list(self._found(jobs)))
-
-    def _found(self, jobs: list[tuple[dict[str, Array], int, int, int, int]]) -> Iterator[Measured]:
-        if self.workers == 1:
-            _hire(self.task, self.settings)
-            yield from (_work(job) for job in jobs)
-            return
-        if self._pool is None:
-            # Fresh processes: a forked one would inherit locks of threads that are not there.
-            self._pool = ProcessPoolExecutor(
-                self.workers, mp_context=get_context("spawn"), initializer=_hire, initargs=(self.task, self.settings)
-            )
-            # They go when their crew is forgotten.
-            finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
-        yield from self._pool.map(_work, jobs)
+        return Measured.joined(list(self._workers.map(_work, jobs)))
 
 
 _hired: dict[str, Teacher] = {}

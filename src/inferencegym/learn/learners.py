@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inferencegym.ground.errors import MissingExtraError
+from inferencegym.ground.errors import ConfigError, MissingExtraError
 from inferencegym.learn.checkpoint import State
-from inferencegym.learn.config import DQN, PPO, TrainConfig
+from inferencegym.learn.config import DQN, PPO, RANDOM, TrainConfig
 from inferencegym.learn.sb3 import PlantVecEnv, vec_env
 
 try:
@@ -30,6 +30,7 @@ try:
     from torch import nn
 
     from inferencegym.learn.export import Arrays, Normalised, network
+    from inferencegym.learn.mlp import put_layers, taken_over
 except ImportError as error:
     raise MissingExtraError("train", "training a network") from error
 
@@ -143,16 +144,29 @@ class PPOLearner(_Learner):
         assert isinstance(given, PPO)
         self.env = _env(config, task)
         self.masked = config.algorithm == "maskable-ppo"
-        self.normalise = given.normalise
+        learned = taken_over(given.start, task.surface.name, config.encoding, given.hidden)
+        if learned is None and given.start != RANDOM:
+            raise ConfigError("start", f"'{given.start}'", allowed=f"{RANDOM}, or file:PATH")
+        self.normalise = given.normalise and learned is None
+        """Whether the scaling of observations still follows what is seen; one that was taken over stays."""
         size = given.rollout_steps * config.rows
-        extractor = {"features_extractor_class": Normalised} if given.normalise else {}
+        extractor = {"features_extractor_class": Normalised} if given.normalise or learned is not None else {}
         self.model = MaskablePPO(
             "MlpPolicy", self.env, n_steps=given.rollout_steps, batch_size=min(given.batch_size, size), n_epochs=given.epochs,
             learning_rate=_falling(given.learning_rate) if given.anneal else given.learning_rate, gamma=given.discount, gae_lambda=given.gae_lambda,
             clip_range=given.clip, ent_coef=given.entropy, vf_coef=given.value_weight, max_grad_norm=given.max_grad_norm, seed=config.seed, device="cpu",
             policy_kwargs={"net_arch": list(given.hidden), "activation_fn": nn.Tanh, **extractor},
         )  # fmt: skip
+        if learned is not None:
+            self._take_over(learned)
         self._begin()
+
+    def _take_over(self, learned: Arrays) -> None:
+        policy = self.model.policy
+        stages = [*policy.mlp_extractor.policy_net, policy.action_net]
+        put_layers([stage for stage in stages if isinstance(stage, nn.Linear)], learned)
+        policy.features_extractor.mean.copy_(torch.from_numpy(learned["mean"].copy()))
+        policy.features_extractor.scale.copy_(torch.from_numpy(learned["scale"].copy()))
 
     def update(self) -> dict[str, float]:
         """A rollout, and what is learned from it."""

@@ -40,7 +40,7 @@ class Learner(Protocol):
     """An algorithm at work."""
 
     kind: str
-    """network, table, rule or linear."""
+    """network, table, rule, linear or feedback."""
     activation: str
     figures: tuple[str, ...]
     """What it says of its last update, beside the account of episodes."""
@@ -316,6 +316,10 @@ def make_learner(config: TrainConfig, task: Task) -> Learner:
         from inferencegym.learn.forklearner import ForkLearner
 
         return ForkLearner(config, task)
+    if config.algorithm == "imitate":
+        from inferencegym.learn.imitate import ImitationLearner
+
+        return ImitationLearner(config, task)
     if config.algorithm == "cma":
         if task.surface.name == "knobs":
             from inferencegym.learn.linear_search import LinearLearner
@@ -324,6 +328,10 @@ def make_learner(config: TrainConfig, task: Task) -> Learner:
         from inferencegym.learn.search import RuleLearner
 
         return RuleLearner(config, task)
+    if config.algorithm == "feedback":
+        from inferencegym.learn.feedback_search import FeedbackLearner
+
+        return FeedbackLearner(config, task)
     from inferencegym.learn.learners import DQNLearner, PPOLearner
 
     return (PPOLearner if ALGORITHMS[config.algorithm] is PPO else DQNLearner)(config, task)
@@ -332,7 +340,7 @@ def make_learner(config: TrainConfig, task: Task) -> Learner:
 @contextmanager
 def _one_thread(config: TrainConfig) -> Iterator[None]:
     """Several threads would add up gradients in an order that changes; and for networks this small they are slower."""
-    if config.algorithm in ("q-table", "cma"):
+    if config.algorithm in ("q-table", "cma", "feedback"):
         yield
         return
     try:

@@ -1,0 +1,41 @@
+"""Processes that each make what they need once and then do job after job, or no process at all where one worker is asked for.
+
+Results come in the order of the jobs. A job must carry all its chance depends on, so that the number of workers changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from os import sched_getaffinity
+from typing import Any, TypeVar
+from weakref import finalize
+
+_J = TypeVar("_J")
+_R = TypeVar("_R")
+
+
+class Workers:
+    """A pool that is opened with its first job, and gone when its owner is."""
+
+    def __init__(self, hire: Callable[..., None], given: tuple[Any, ...], workers: int | None = None) -> None:
+        """`hire(*given)` prepares a process; `workers`: unset, one for each processor this process may use."""
+        self.hire, self.given = hire, given
+        self.workers = len(sched_getaffinity(0)) if workers is None else workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, work: Callable[[_J], _R], jobs: Sequence[_J]) -> Iterator[_R]:
+        """What `work` makes of each job."""
+        if self.workers == 1:
+            self.hire(*self.given)
+            yield from (work(job) for job in jobs)
+            return
+        if self._pool is None:
+            # Fresh processes: a forked one would inherit locks of threads that are not there.
+            self._pool = ProcessPoolExecutor(
+                self.workers, mp_context=get_context("spawn"), initializer=self.hire, initargs=self.given
+            )
+            # They go when their owner is forgotten.
+            finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        yield from self._pool.map(work, jobs)
