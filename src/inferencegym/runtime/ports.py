@@ -48,6 +48,8 @@ class Ask:
     """What prefix affinity may go by (`x-session-affinity`, `user`, or the prompt's beginning)."""
     predicted_tokens: float = 0.0
     """Expected length of the answer, for orders that go by it; 0: not known."""
+    traceparent: str = ""
+    """W3C trace context, handed on to the backend."""
     row: int = -1
     """Number of its record; the recorder gives it at admission."""
 

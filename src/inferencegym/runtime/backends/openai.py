@@ -1,0 +1,430 @@
+"""A backend behind any OpenAI-compatible URL: requests go out by aiohttp, events come back as they are, each read once for counting.
+
+Times are seconds of the event loop. A connection that the server closed while it lay idle costs one retry, and only if no byte of the
+answer came; everything else that goes wrong is told as a `BackendError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+from collections import deque
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import msgspec
+from multidict import CIMultiDict
+from yarl import URL
+
+from inferencegym.ground.errors import ConfigError
+from inferencegym.runtime.backends.events import EventStream, Timings, garbage, piece_of, read_event, told
+from inferencegym.runtime.ports import CHAT, COMPLETIONS, EMBEDDINGS, Ask, BackendError, Capabilities, Load, Piece
+
+PATHS = {CHAT: "chat/completions", COMPLETIONS: "completions", EMBEDDINGS: "embeddings"}
+MAX_ANSWER_BYTES = 64 << 20
+MAX_ERROR_BYTES = 1 << 20
+#: aiohttp warns of bytes longer than this in one piece.
+_LARGE_BODY_BYTES = 1 << 20
+#: How long the end of a stream may come after `[DONE]` before the connection is given up.
+_END_S = 0.1
+
+_ASK_USAGE = b',"stream_options":{"include_usage":true}}'
+_RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_OPTIONS = msgspec.json.Decoder(dict[str, Any])
+_opened: ContextVar[bool] = ContextVar("opened", default=False)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Says whether a request got a new connection: only one that lay idle may have been closed behind our back."""
+
+    async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> Any:
+        _opened.set(True)
+        return await super()._create_connection(req, traces, timeout)
+
+
+class OpenAI:
+    """Any OpenAI-compatible server. `url` ends in `/v1` or has no path; `model` is its own name for what is asked for by other names."""
+
+    def __init__(
+        self, name: str, url: str, *, models: tuple[str, ...] = (), model: str = "", api_key: str = "", connect_timeout_s: float = 5.0,
+        read_timeout_s: float = 300.0, keepalive_s: float = 4.0, reuse_after_stream: bool = True, health_path: str = "",
+        native_concurrency: int | None = None, max_model_len: int | None = None,
+    ) -> None:  # fmt: skip
+        """`read_timeout_s` is the longest silence; `keepalive_s` how long an idle connection is kept (below the server's own limit)."""
+        self.name, self.models, self.model = name, models, model
+        self.connect_timeout_s, self.read_timeout_s = connect_timeout_s, read_timeout_s
+        self.keepalive_s, self.reuse_after_stream = keepalive_s, reuse_after_stream
+        self.native_concurrency, self.max_model_len = native_concurrency, max_model_len
+        self._health_path = health_path
+        self._headers = CIMultiDict({"Content-Type": "application/json", "Accept-Encoding": "identity"})
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._session: aiohttp.ClientSession | None = None
+        self._answers: set[HttpAnswer] = set()
+        self.gate: asyncio.Event | None = None
+        """While it is there and not set, requests wait before they go out."""
+        self.set_url(url)
+
+    def set_url(self, url: str) -> None:
+        """Where requests go from now on. ConfigError if it is no http URL."""
+        base = URL(url)
+        if base.scheme not in ("http", "https") or not base.host:
+            raise ConfigError(f"backend {self.name}.url", f"'{url}'", allowed="http://HOST:PORT or https://HOST/v1")
+        self.root = base.with_path("/").with_query(None)
+        self.base = base if base.path.strip("/") else base / "v1"
+        self._urls = {endpoint: self.base / path for endpoint, path in PATHS.items()}
+        self._health = self.root.join(URL(self._health_path)) if self._health_path else self.base / "models"
+
+    def capabilities(self) -> Capabilities:
+        """Everything is handed on; the server judges itself."""
+        return Capabilities(
+            endpoints=frozenset(PATHS), native_concurrency=self.native_concurrency, max_model_len=self.max_model_len
+        )
+
+    async def start(self) -> None:
+        """Open the session and, where no model is named, ask which there are. BackendError if it cannot be reached then."""
+        self.open_session()
+        if not self.models:
+            self.models = await self.list_models()
+
+    def open_session(self) -> aiohttp.ClientSession:
+        """The one session, made on the running loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=_Connector(limit=0, keepalive_timeout=self.keepalive_s),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(sock_connect=self.connect_timeout_s),
+                auto_decompress=True,
+                skip_auto_headers=("Accept", "User-Agent"),
+            )
+        return self._session
+
+    async def stop(self) -> None:
+        """Break off what is under way and close the connections."""
+        for answer in tuple(self._answers):
+            answer.break_off(BackendError(f"{self.name} was stopped", status=503, code="backend_stopped", fault=False))
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def list_models(self) -> tuple[str, ...]:
+        """The names under which it serves (GET models)."""
+        body = await self.get_json(self.base / "models")
+        try:
+            return tuple(str(one["id"]) for one in body["data"])
+        except (KeyError, TypeError):
+            raise garbage(f"{self.base / 'models'} does not list models") from None
+
+    async def get(self, url: URL, timeout_s: float = 5.0) -> tuple[int, bytes]:
+        """Status and body of a small GET. BackendError if nothing came."""
+        limit = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self.open_session().get(
+                url, headers=self._headers, timeout=limit, allow_redirects=False
+            ) as response:
+                return response.status, await response.content.read(MAX_ERROR_BYTES)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise self.failure(error, began=False) from error
+
+    async def get_json(self, url: URL) -> Any:
+        """The JSON of a small GET. BackendError if it is none or not 200."""
+        status, body = await self.get(url)
+        if status != 200:
+            raise told(body, status)
+        try:
+            return msgspec.json.decode(body)
+        except msgspec.DecodeError as error:
+            raise garbage(f"{url}: {error}") from None
+
+    async def healthy(self) -> bool:
+        """Whether its health URL (or its list of models) answers, and not with a refusal."""
+        try:
+            status, _ = await self.get(self._health)
+        except BackendError:
+            return False
+        return status < 400 or (not self._health_path and status in (404, 405))
+
+    def load(self) -> Load:
+        """Requests of ours that are under way there."""
+        return Load(running=float(len(self._answers)))
+
+    def apply(self, knobs: Mapping[str, object]) -> Mapping[str, str]:
+        """It has no knobs."""
+        return {name: f"{self.name} has no knob '{name}'" for name in knobs}
+
+    def submit(self, ask: Ask) -> HttpAnswer:
+        """Hand a request over."""
+        return HttpAnswer(self, ask)
+
+    def answer_ended(self) -> None:
+        """One answer fewer is under way; for kinds that wait for that."""
+
+    def request(self, ask: Ask) -> tuple[URL, bytes, CIMultiDict[str], bool]:
+        """(URL, body, headers, whether the usage event is only for us) of a request: the body as it came but for the model's name and the usage."""
+        body, hide_usage = ask.body, False
+        if self.model and self.model != ask.model:
+            body = msgspec.json.encode({**_RAW.decode(body), "model": self.model})
+        if ask.stream and ask.endpoint != EMBEDDINGS:
+            body, hide_usage = _with_usage(body)
+        headers = self._headers.copy()
+        headers["x-request-id"] = ask.id
+        if ask.traceparent:
+            headers["traceparent"] = ask.traceparent
+        return self._urls[ask.endpoint], body, headers, hide_usage
+
+    async def post(self, url: URL, body: bytes, headers: CIMultiDict[str]) -> aiohttp.ClientResponse:
+        """The response, as far as its head; once more on a new connection where an idle one turned out to be closed."""
+        if self.gate is not None:
+            await self.gate.wait()
+        session = self.open_session()
+        for last in (False, True):
+            data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
+            _opened.set(False)
+            try:
+                return await session.post(url, data=data, headers=headers, allow_redirects=False)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                if last or _opened.get() or isinstance(error, aiohttp.ClientConnectorError):
+                    raise
+        raise AssertionError("the second attempt returns or raises")
+
+    def failure(self, error: BaseException, began: bool) -> BackendError:
+        """What a client library's exception means. `began`: a part of the answer had come."""
+        what = str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            return BackendError(f"{self.name} cannot be reached: {what}", code="backend_unreachable", sent=False)
+        if isinstance(error, TimeoutError):
+            return BackendError(f"{self.name} was silent for too long", status=504, code="backend_timeout")
+        if isinstance(error, aiohttp.ClientResponseError):  # no HTTP, as its parser sees it
+            return garbage(what)
+        if began:
+            return BackendError(f"{self.name} broke off its answer: {what}", code="backend_broke_off")
+        return BackendError(
+            f"{self.name} closed the connection before it answered: {what}", code="backend_disconnected"
+        )
+
+
+class HttpAnswer:
+    """A request under way over HTTP. One task opens it; whoever iterates reads, and the socket waits while nobody does."""
+
+    __slots__ = ("__weakref__", "_aborted", "_backend", "_cut", "_ending", "_events", "_failure", "_first_s", "_hide_usage", "_loop", "_open_choices", "_opening", "_over", "_response", "_stream", "_waiting_s", "_watch", "scheduled_s")  # fmt: skip
+
+    def __init__(self, backend: OpenAI, ask: Ask) -> None:
+        self._loop = loop = asyncio.get_running_loop()
+        self.scheduled_s = loop.time()
+        self._backend, self._stream = backend, ask.stream
+        url, body, headers, self._hide_usage = backend.request(ask)
+        self._cut, self._events = EventStream(), deque[bytes]()
+        self._open_choices: dict[int, bool] = {}
+        self._response: aiohttp.ClientResponse | None = None
+        self._aborted = self._over = self._ending = False
+        self._failure: BackendError | None = None
+        self._first_s, self._waiting_s = math.nan, self.scheduled_s
+        self._watch = loop.call_at(self.scheduled_s + backend.read_timeout_s, self._check)
+        self._opening = loop.create_task(backend.post(url, body, headers))
+        backend._answers.add(self)
+
+    def __aiter__(self) -> HttpAnswer:
+        return self
+
+    async def __anext__(self) -> Piece:
+        """The next event, or the whole answer. BackendError when it broke off."""
+        while True:
+            if self._over:
+                raise StopAsyncIteration
+            try:
+                if self._events:
+                    piece = self._read(self._events.popleft())
+                    if piece is not None:
+                        return piece
+                else:
+                    whole = await self._more()
+                    if whole is not None:
+                        return whole
+            except BackendError:
+                self._finish(reusable=False)
+                raise
+
+    def abort(self) -> None:
+        """Close the connection, whatever has come so far."""
+        self._aborted = True
+        self._finish(reusable=False)
+
+    def break_off(self, failure: BackendError) -> None:
+        """Close the connection; whoever reads is told `failure`."""
+        self._failure = failure
+        self._hang_up()
+
+    async def _more(self) -> Piece | None:
+        """Wait for bytes: a whole answer, or events into `_events`."""
+        if self._failure is not None:
+            raise self._failure
+        self._waiting_s = self._loop.time()
+        try:
+            if self._response is None:
+                self._response = await self._opening
+                await self._check_head(self._response)
+            if not self._stream:
+                return self._whole(await self._read_all(self._response, MAX_ANSWER_BYTES))
+            data = await self._response.content.readany()
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                self.abort()
+                raise
+            return self._cut_off()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if self._aborted or self._failure is not None:
+                return self._cut_off()
+            if self._ending:
+                self._finish(reusable=False)
+                return None
+            raise self._backend.failure(error, began=not math.isnan(self._first_s)) from error
+        finally:
+            self._waiting_s = math.inf
+        if math.isnan(self._first_s):
+            self._first_s = self._loop.time()
+        if not data:
+            self._end_of_stream()
+        elif not self._ending:
+            self._events.extend(self._cut.feed(data))
+        return None
+
+    def _cut_off(self) -> None:
+        """The connection was closed from this side: by `abort`, or by `break_off` and the watch, which have a failure to tell."""
+        if self._failure is not None and not self._aborted:
+            raise self._failure
+        self._finish(reusable=False)
+
+    async def _check_head(self, response: aiohttp.ClientResponse) -> None:
+        """BackendError unless this is the answer that was asked for."""
+        if response.status // 100 != 2:
+            body = await self._read_all(response, MAX_ERROR_BYTES)
+            if response.status < 400:
+                raise garbage(f"a redirection ({response.status})")
+            raise told(body, response.status, _retry_after_s(response.headers))
+        if self._stream and not response.content_type.startswith("text/event-stream"):
+            body = await self._read_all(response, MAX_ERROR_BYTES)
+            raise garbage(f"{response.content_type} instead of a stream of events: {body[:80]!r}")
+
+    async def _read_all(self, response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+        parts, size = [], 0
+        while data := await response.content.readany():
+            parts.append(data)
+            size += len(data)
+            if size > limit_bytes:
+                raise garbage(f"more than {limit_bytes} bytes")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _whole(self, body: bytes) -> Piece:
+        event = read_event(body)
+        if event.timings is not None:
+            self._account(event.timings, self._loop.time() - event.timings.predicted_ms / 1e3)
+        self._finish(reusable=True)
+        return piece_of(event, body, whole=True)
+
+    def _read(self, raw: bytes) -> Piece | None:
+        if raw == b"[DONE]":
+            self._done()
+            return None
+        event = read_event(raw)
+        if event.timings is not None:
+            self._account(event.timings, self._first_s)
+        for choice in event.choices:
+            self._open_choices[choice.index] = choice.finish_reason is None and self._open_choices.get(
+                choice.index, True
+            )
+        piece = piece_of(event, raw, whole=False)
+        if self._hide_usage and not event.choices and piece.usage is not None:
+            piece.raw = None
+        return piece
+
+    def _account(self, timings: Timings, first_token_s: float) -> None:
+        self.scheduled_s = max(self.scheduled_s, first_token_s - timings.prompt_ms / 1e3)
+
+    def _done(self) -> None:
+        """`[DONE]`: all is said; the connection can serve again once the response has ended, which may not take long."""
+        assert self._response is not None
+        self._events.clear()
+        if self._response.content.at_eof() or not self._backend.reuse_after_stream:
+            self._finish(reusable=True)
+            return
+        self._ending = True
+        self._watch.cancel()
+        self._watch = self._loop.call_later(_END_S, self.abort)
+
+    def _end_of_stream(self) -> None:
+        """The response has ended. Without `[DONE]` that is an answer only if every choice has come to its end."""
+        if self._ending:
+            self._finish(reusable=True)
+            return
+        self._events.extend(self._cut.end())
+        if self._events:
+            return
+        if self._open_choices and not any(self._open_choices.values()):
+            self._finish(reusable=True)
+            return
+        raise BackendError(f"{self._backend.name} ended its stream in the middle", code="backend_broke_off")
+
+    def _check(self) -> None:
+        """The watch: only silence while somebody waits for it counts, not a slow reader."""
+        now, limit_s = self._loop.time(), self._backend.read_timeout_s
+        if now - self._waiting_s >= limit_s:
+            self.break_off(self._backend.failure(TimeoutError(), began=False))
+        else:
+            self._watch = self._loop.call_at(min(self._waiting_s, now) + limit_s, self._check)
+
+    def _hang_up(self) -> None:
+        if self._response is not None:
+            self._response.close()
+        elif not self._opening.done():
+            self._opening.cancel()
+        elif not self._opening.cancelled() and self._opening.exception() is None:
+            self._opening.result().close()
+
+    def _finish(self, reusable: bool) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._watch.cancel()
+        self._events.clear()
+        if reusable and self._response is not None and (self._backend.reuse_after_stream or not self._stream):
+            self._response.release()
+        else:
+            self._hang_up()
+        self._backend._answers.discard(self)
+        self._backend.answer_ended()
+
+
+def _with_usage(body: bytes) -> tuple[bytes, bool]:
+    """The body of a streamed request, asking for the usage; and whether the client had not asked for it."""
+    if b'"stream_options"' not in body:
+        return body.rstrip()[:-1] + _ASK_USAGE, True
+    fields = _RAW.decode(body)
+    options = (
+        _OPTIONS.decode(fields.get("stream_options", b"{}"))
+        if bytes(fields.get("stream_options", b"{}")) != b"null"
+        else {}
+    )
+    if options.get("include_usage"):
+        return body, False
+    return msgspec.json.encode({**fields, "stream_options": {**options, "include_usage": True}}), True
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds of retry-after-ms or Retry-After (a number or a date); None if there is none that can be read."""
+    try:
+        if (milliseconds := headers.get("retry-after-ms")) is not None:
+            return max(0.0, float(milliseconds) / 1e3)
+        if (after := headers.get("Retry-After")) is None:
+            return None
+        try:
+            return max(0.0, float(after))
+        except ValueError:
+            return max(0.0, (parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
