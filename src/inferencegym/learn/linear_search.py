@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from inferencegym.decision.columns import Floats
-from inferencegym.envs.batch import Task
+from inferencegym.envs.batch import Batch, Task
 from inferencegym.envs.serve_task import ServeTask
 from inferencegym.envs.splits import scenario
 from inferencegym.ground.errors import ConfigError
 from inferencegym.learn.config import TrainConfig
 from inferencegym.learn.first import first_setting
-from inferencegym.learn.search import RuleLearner
+from inferencegym.learn.search import RuleLearner, play_whole
 from inferencegym.policies.linear import FEATURES, MOVED, Frame, decide, features_of
 
 _SHAPE = (MOVED, len(FEATURES) + 1)
@@ -31,15 +31,12 @@ _MEASURED = 8
 
 def play(weights: Floats, frame: Frame, task: Task, scenarios: Sequence[int]) -> Floats:
     """Values [n, s] of n rules (weights float64[n, 4, f + 1]) on s scenario numbers each, all side by side."""
-    n, s = len(weights), len(scenarios)
-    batch = task.batch(n * s)
-    for row in range(n * s):
-        batch.start(row, scenarios[row % s])
-    rows = np.ascontiguousarray(np.repeat(weights, s, axis=0))
-    for _ in range(task.steps):
+    rows = np.ascontiguousarray(np.repeat(weights, len(scenarios), axis=0))
+
+    def command(batch: Batch) -> None:
         decide(rows, frame, batch.observations, batch.masks, batch.actions)
-        batch.step()
-    return np.array([batch.outcome(row).value for row in range(n * s)]).reshape(n, s)
+
+    return play_whole(command, len(weights), task, scenarios)
 
 
 def first_frame(task: Any, limit: int) -> Frame:

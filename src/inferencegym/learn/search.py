@@ -7,7 +7,7 @@ crash adds next to nothing: enough scenarios a generation are what teaches the s
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,18 @@ def play(parameters: Floats, task: Task, scenarios: Sequence[int]) -> tuple[Floa
             batch.start(row, scenarios[row % s])
             memory[row] = fresh_memory(rows[row : row + 1])[0]
     return values.reshape(n, s), crashed.reshape(n, s)
+
+
+def play_whole(command: Callable[[Any], None], candidates: int, task: Task, scenarios: Sequence[int]) -> Floats:
+    """Values [candidates, s] on s scenario numbers each, of episodes that all have the same length; `command` fills a batch's actions."""
+    n, s = candidates, len(scenarios)
+    batch = task.batch(n * s)
+    for row in range(n * s):
+        batch.start(row, scenarios[row % s])
+    for _ in range(task.steps):
+        command(batch)
+        batch.step()
+    return np.array([batch.outcome(row).value for row in range(n * s)]).reshape(n, s)
 
 
 class RuleLearner:

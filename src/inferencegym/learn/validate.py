@@ -11,6 +11,7 @@ from inferencegym.envs.batch import Task
 from inferencegym.envs.episode import record
 from inferencegym.envs.grade import load_anchors
 from inferencegym.envs.splits import scenario
+from inferencegym.policies.feedback import FeedbackKnobs
 from inferencegym.policies.linear import LinearKnobs
 from inferencegym.policies.trained import Loaded
 from inferencegym.policies.tuned import TunedSieve
@@ -30,6 +31,11 @@ def values_of(policy: Loaded, task: Task, indices: Sequence[int], *, split: str 
 
         numbers = [scenario(split, index) for index in indices]
         return [float(value) for value in linear_search.play(policy.weights[None], policy.frame, task, numbers)[0]]
+    if isinstance(policy, FeedbackKnobs):
+        from inferencegym.learn import feedback_search
+
+        numbers = [scenario(split, index) for index in indices]
+        return [float(value) for value in feedback_search.play(policy.parameters[None], task, numbers)[0]]
     n = len(indices)
     batch = task.batch(n)
     for row, index in enumerate(indices):

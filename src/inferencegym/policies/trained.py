@@ -20,6 +20,8 @@ from inferencegym.decision.knobs import GRID, LEVERS, QUANTIZATION_TIERS
 from inferencegym.decision.paging import NAMES
 from inferencegym.ground.archive import BROKEN, Array, read_archive, write_archive
 from inferencegym.ground.errors import ConfigError, InputError, UnknownNameError
+from inferencegym.policies import feedback
+from inferencegym.policies.feedback import FeedbackKnobs
 from inferencegym.policies.heads import HEADS, Head, find_head
 from inferencegym.policies.linear import FEATURES, Frame, LinearKnobs
 from inferencegym.policies.network import ACTIVATIONS, NetworkPolicy
@@ -32,12 +34,12 @@ from inferencegym.policies.tuned import TunedSieve, parameters_of
 FORMAT = 1
 SUFFIX = ".npz"
 WEIGHTS = Path(__file__).parent / "weights"
-KINDS = ("network", "table", "tree", "rule", "linear")
+KINDS = ("network", "table", "tree", "rule", "linear", "feedback")
 _MOST_BYTES, _MOST_LAYERS = 32 * 1024 * 1024, 8
 _WRITTEN_BY = "a file that `inferencegym train` wrote"
 #: Those that score every choice; and all that a file may hold.
 Trained = NetworkPolicy | TablePolicy | TreePolicy
-Loaded = Trained | TunedSieve | LinearKnobs
+Loaded = Trained | TunedSieve | LinearKnobs | FeedbackKnobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Notes:
     """What a file says of the policy in it."""
 
     kind: str
-    """network, table, tree, rule or linear."""
+    """network, table, tree, rule, linear or feedback."""
     surface: str
     head: str
     """How scores become actions: see `policies.heads`."""
@@ -95,6 +97,7 @@ def load(path: Path | str, surface: str | None = None, *, name: str | None = Non
     Of a table: `columns` (int64[c]), `edges` (float32[c, e]), `values` (float32[cells, m]).
     Of a tree: `columns` (int64[b]), `thresholds` (float32[b]), `children` (int64[b, 2]), `values` (float32[b + 1, m]).
     Of a rule: `names` (text[p]), `parameters` (float64[p]), see `policies.tuned`.
+    Of a feedback rule: the same, see `policies.feedback`.
     Of a linear rule: `names` (text[f]), `mean`, `scale` (float64[f]), `base` (float64[6]), `weights` (float64[4, f + 1]), see `policies.linear`.
     """
     source = Path(path)
@@ -135,6 +138,9 @@ def policy_of(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") 
     if notes.kind == "linear":
         _head_of(notes)
         return _linear(notes, arrays, name)
+    if notes.kind == "feedback":
+        _head_of(notes)
+        return _feedback(notes, arrays, name)
     return build(notes, arrays, name=name)
 
 
@@ -146,7 +152,7 @@ def build(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") -> T
         return _table(notes, arrays, head, width, name)
     if notes.kind == "tree":
         return _tree(notes, arrays, head, width, name)
-    if notes.kind in ("rule", "linear"):
+    if notes.kind in ("rule", "linear", "feedback"):
         raise ValueError("a rule has no scores")
     return _network(notes, arrays, head, width, name)
 
@@ -210,12 +216,23 @@ def _tree(notes: Notes, arrays: dict[str, Array], head: Head, width: int, name: 
 def _rule(notes: Notes, arrays: dict[str, Array], name: str) -> TunedSieve:
     if notes.surface != "paging":
         raise ValueError(f"its rule is one of surface 'paging', not '{notes.surface}'")
+    return TunedSieve(parameters_of(_named(arrays, PARAMETERS)), name=name)
+
+
+def _feedback(notes: Notes, arrays: dict[str, Array], name: str) -> FeedbackKnobs:
+    if notes.surface != "knobs":
+        raise ValueError(f"a feedback rule is one of surface 'knobs', not '{notes.surface}'")
+    return FeedbackKnobs(feedback.parameters_of(_named(arrays, feedback.NAMES)), name=name)
+
+
+def _named(arrays: dict[str, Array], known: tuple[str, ...]) -> dict[str, float]:
+    """A rule's parameters: all that it has, and no others."""
     names, values = arrays["names"], arrays["parameters"]
     if names.dtype.kind != "U" or values.dtype != np.float64 or names.shape != values.shape or values.ndim != 1:
         raise ValueError("parameters must be float64, each with a name")
-    if sorted(names.tolist()) != sorted(PARAMETERS):
-        raise ValueError(f"its rule has other parameters than today's: {', '.join(PARAMETERS)}")
-    return TunedSieve(parameters_of(dict(zip(names.tolist(), values.tolist(), strict=True))), name=name)
+    if sorted(names.tolist()) != sorted(known):
+        raise ValueError(f"its rule has other parameters than today's: {', '.join(known)}")
+    return dict(zip(names.tolist(), values.tolist(), strict=True))
 
 
 def _linear(notes: Notes, arrays: dict[str, Array], name: str) -> LinearKnobs:
