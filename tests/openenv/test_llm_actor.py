@@ -1,0 +1,186 @@
+"""`llm:MODEL,...` as a policy's name: the grammar, an evaluation beside other policies with its questions counted, and errors before anything is played."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("openenv.core", reason="the extra 'openenv' is not installed")
+
+from inferencegym.cli.evaluate import chosen_policies, chosen_price
+from inferencegym.cli.main import app
+from inferencegym.envs import catalogue
+from inferencegym.envs.actors import actor
+from inferencegym.envs.openenv.llm import EndpointError
+from inferencegym.envs.openenv.llm_actor import parsed
+from inferencegym.envs.openenv.llm_usage import Price
+from inferencegym.ground.errors import ConfigError, UnknownNameError
+from inferencegym.learn.evaluate import evaluate
+from inferencegym.learn.page import page
+from tests.openenv.scripted import Script, ScriptedServer
+from tests.starting import free_port
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    server = ScriptedServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def here(endpoint, monkeypatch):
+    """The scripted endpoint, found through the environment."""
+    endpoint.bodies.clear()
+    endpoint.script = lambda body, number: Script(text="hm" if number % 5 == 4 else '{"action": 8}', tokens=5)
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    return endpoint
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tasks") / "short.toml"
+    text = (catalogue.FOLDER / "easy.toml").read_text()
+    path.write_text(text.replace('"easy"', '"short"').replace("horizon_ticks = 2000", "horizon_ticks = 200"))
+    return str(path)
+
+
+def test_the_grammar():
+    assert parsed("llm:qwen/q:8b") == ("qwen/q:8b", {})
+    assert parsed("llm:m,shots=4,schema=1,ask_every=10,history=2,guide=lru,timeout_s=2.5") == (
+        "m", {"shots": 4, "schema": True, "ask_every": 10, "history": 2, "guide": "lru", "timeout_s": 2.5},
+    )  # fmt: skip
+    with pytest.raises(UnknownNameError, match=r"Unknown option of llm 'shot'; known: shots, .* Did you mean 'shots'"):
+        parsed("llm:m,shot=4")
+    with pytest.raises(ConfigError, match="llm: schema: 'yes' cannot be read; allowed: 0 or 1"):
+        parsed("llm:m,schema=yes")
+    with pytest.raises(ConfigError, match="names no model"):
+        parsed("llm:")
+    with pytest.raises(ConfigError, match="llm: timeout_s: 0"):
+        parsed("llm:m,timeout_s=0")
+
+
+def test_in_a_list_of_policies_it_keeps_its_commas():
+    assert chosen_policies("lru,llm:a/b:8b,shots=4,schema=1,random,llm:c,fixed:admit_free") == [
+        "lru", "llm:a/b:8b,shots=4,schema=1", "random", "llm:c", "fixed:admit_free",
+    ]  # fmt: skip
+
+
+def test_it_is_evaluated_beside_others_in_this_process_whatever_the_workers(here, short):
+    name = "llm:m,shots=2,guide=lru,ask_every=40"
+    found = evaluate(["lru", name, "random"], [short], scenarios=2, workers=2, price=Price(1.0, 3.0))
+    assert [one.policy for one in found.episodes] == ["lru"] * 2 + [name] * 2 + ["random"] * 2
+    assert {one.usage is None for one in found.episodes if one.policy != name} == {True}
+    usages = [one.usage for one in found.of("short", name)]
+    assert sum(one.questions for one in usages) == len(here.bodies) > 0
+    asked = next(row.asked for row in found.table() if row.policy == name)
+    assert asked["questions"] == len(here.bodies)
+    assert asked["parse_failures"] == len(here.bodies) // 5
+    assert asked["completion_tokens"] == 5 * len(here.bodies)
+    assert asked["cost_usd"] == pytest.approx((asked["prompt_tokens"] + 3.0 * asked["completion_tokens"]) / 1e6)
+    assert asked["latency_mean_s"] > 0
+    # Objectives, two examples of two turns each, the question.
+    assert [one["role"] for one in here.bodies[0]["messages"]] == ["system"] + ["user", "assistant"] * 2 + ["user"]
+    alone = evaluate([name], [short], scenarios=2)
+    assert [one.value for one in alone.episodes] == [one.value for one in found.of("short", name)]
+    json.dumps(found.as_json())
+    shown = page(found, command="x")
+    assert "s/question (p95)" in shown
+    assert "parse failures" in shown
+    assert "s/question" not in page(evaluate(["lru"], [short], scenarios=1), command="x")
+
+
+def test_the_command_line_shows_and_stores_what_was_asked(here, short, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = [
+        "evaluate",
+        "--policy",
+        "do-nothing,llm:m,ask_every=100",
+        "--task",
+        short,
+        "--seeds",
+        "1",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--price-in", "0.5", "--price-out", "2"])
+    assert result.exit_code == 0, result.output
+    for word in ("questions to language models", "parse failures", "tokens in, out", "s/question (p95)", "US$"):
+        assert word in result.output
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert data["price"] == {"prompt_usd": 0.5, "completion_usd": 2.0}
+    rows = {row["policy"]: row["asked"] for row in data["table"]}
+    assert rows["do-nothing"] is None
+    assert rows["llm:m,ask_every=100"]["questions"] == len(here.bodies)
+
+
+def test_half_a_price_is_an_error():
+    assert chosen_price(None, None) is None
+    with pytest.raises(ConfigError, match="--price-out: is not given"):
+        chosen_price(1.0, None)
+    with pytest.raises(ConfigError, match="price-in: -1 is no price"):
+        chosen_price(-1.0, 0.0)
+
+
+def test_nobody_there_is_one_error_before_anything_is_played(short, monkeypatch):
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    played = []
+    with pytest.raises(EndpointError, match=rf"nothing answers at {url}/ \(.*\); start the model's server there, or set OPENAI_BASE_URL"):  # fmt: skip
+        evaluate(["lru", "llm:m,shots=4"], [short], scenarios=2, progress=lambda *said: played.append(said))
+    assert played == []
+    result = CliRunner().invoke(app, ["evaluate", "--policy", "llm:m", "--task", short, "--seeds", "1"])
+    assert isinstance(result.exception, EndpointError)
+
+
+def test_neither_key_nor_endpoint_is_said(short, monkeypatch):
+    for name in ("OPENAI_BASE_URL", "API_BASE_URL", "OPENAI_API_KEY", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY: is not set"):
+        actor("llm:m", catalogue.task(short))
+
+
+def test_a_key_that_is_refused_is_said(short, monkeypatch):
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(401)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *said):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        with pytest.raises(EndpointError, match=r"refuses the key \(401\); set OPENAI_API_KEY"):
+            actor("llm:m", catalogue.task(short))
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_without_the_extra_the_error_says_what_to_install(short):
+    code = (
+        "import sys\n"
+        "sys.modules['openai'] = None\n"
+        "from inferencegym.learn.evaluate import evaluate\n"
+        f"evaluate(['lru', 'llm:m'], [{short!r}], scenarios=1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, timeout=120)
+    assert done.returncode == 1
+    assert (
+        "MissingExtraError: the policy 'llm:m' needs the extra 'openenv'; type: pip install 'inferencegym[openenv]'"
+        in done.stderr
+    )
