@@ -50,6 +50,10 @@ class Ask:
     """Expected length of the answer, for orders that go by it; 0: not known."""
     traceparent: str = ""
     """W3C trace context, handed on to the backend."""
+    no_queue: bool = False
+    """Refuse it rather than let it wait (`x-no-queue`)."""
+    trace: str = ""
+    """W3C `traceparent` to hand on; empty: the client sent none."""
     row: int = -1
     """Number of its record; the recorder gives it at admission."""
 
@@ -112,6 +116,9 @@ class Answer(Protocol):
 
     async def __anext__(self) -> Piece:
         """The next piece. BackendError when it broke off: whatever came before stands."""
+
+    def ready(self) -> bool:
+        """Whether `__anext__` would return at once: pieces that are already here go out in one write."""
 
     def abort(self) -> None:
         """The client is gone: stop computing, now. Idempotent; the next `__anext__` ends the iteration."""
