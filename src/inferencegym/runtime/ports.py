@@ -52,8 +52,6 @@ class Ask:
     """W3C trace context, handed on to the backend."""
     no_queue: bool = False
     """Refuse it rather than let it wait (`x-no-queue`)."""
-    trace: str = ""
-    """W3C `traceparent` to hand on; empty: the client sent none."""
     row: int = -1
     """Number of its record; the recorder gives it at admission."""
 
