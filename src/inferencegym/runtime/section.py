@@ -5,10 +5,15 @@ A field's annotation is the only place of its range (`msgspec.Meta`), so an erro
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
+import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -51,6 +56,19 @@ def defaults(kind: type[msgspec.Struct]) -> Mapping[str, Any]:
     return known
 
 
+@lru_cache(maxsize=64)
+def meanings(kind: type[msgspec.Struct]) -> Mapping[str, str]:
+    """Field name to what stands under it in the source: what `config show` and the live configuration tell."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    told = dict.fromkeys(hints(kind), "")
+    for at, after in pairwise(body.body):
+        text = after.value if isinstance(after, ast.Expr) else None
+        if isinstance(at, ast.AnnAssign) and isinstance(at.target, ast.Name) and isinstance(text, ast.Constant):
+            told[at.target.id] = str(text.value)
+    return told
+
+
 def check(path: str, hint: Any, value: object) -> None:
     """ConfigError unless a value already has the type and range of its field."""
     fit(path, hint, value, strict=True, keep=True)
@@ -71,7 +89,7 @@ def fit(path: str, hint: Any, value: object, *, strict: bool, keep: bool = False
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
-        raise ConfigError(path, f"{value!r} does not fit", allowed=allowed(hint)) from None
+        raise ConfigError(path, f"{hidden(path, value)!r} does not fit", allowed=allowed(hint)) from None
 
 
 def _takes_inf(hint: Any) -> bool:
@@ -110,6 +128,7 @@ def _parts(hint: Any) -> list[Any]:
     return found
 
 
+_MANY = 40
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -147,9 +166,27 @@ def _plain(number: float) -> str:
     return str(int(number)) if number == int(number) else f"{number:g}"
 
 
+def hidden(name: str, value: Any) -> Any:
+    """A setting's value without what is secret in it: hashes of keys, passwords in URLs, keys on command lines."""
+    leaf = name.rpartition(".")[2]
+    if leaf == "sha256":
+        return "(hidden)"
+    if isinstance(value, str):
+        return re.sub(r"(?<=://)[^/@\s]*(?=@)", "(hidden)", value)
+    if leaf == "command":
+        told, secret = [], False
+        for word in value:
+            key = re.match(r"(--?[\w-]*(?:key|token|password|secret)[\w-]*)(=?)", word, re.IGNORECASE)
+            told.append("(hidden)" if secret else f"{key[1]}=(hidden)" if key and key[2] else hidden("", word))
+            secret = bool(key) and not (key and key[2])
+        return tuple(told)
+    return value
+
+
 def unknown(path: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a name that does not exist, with the nearest one that does."""
+    """The error for a name that does not exist, with the nearest one that does; a long list of names is told only in part."""
     listed = sorted(known)
     near = get_close_matches(name, listed, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    return ConfigError(f"{path}.{name}".lstrip("."), f"no such setting{hint}", allowed=", ".join(listed))
+    told = listed if len(listed) <= _MANY else [*get_close_matches(name, listed, n=5), f"and others of {len(listed)}"]
+    return ConfigError(f"{path}.{name}".lstrip("."), f"no such setting{hint}", allowed=", ".join(told))
