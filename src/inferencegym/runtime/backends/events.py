@@ -13,12 +13,16 @@ from inferencegym.runtime.ports import BackendError, Piece, Usage
 MAX_EVENT_BYTES = 16 << 20
 
 
+#: What a raw field holds that is not there.
+_NONE = msgspec.Raw(b"null")
+
+
 class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: msgspec.Raw = _NONE
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -54,7 +58,7 @@ class Event(msgspec.Struct, gc=False):
     choices: list[_Choice] = msgspec.field(default_factory=list)
     usage: _Usage | None = None
     timings: Timings | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NONE
 
     def counted(self) -> Usage | None:
         """The tokens as the backend counted them; llama.cpp's `timings` where there is no usage."""
@@ -75,7 +79,6 @@ class _Error(msgspec.Struct, gc=False):
 _EVENT = msgspec.json.Decoder(Event)
 _ERROR = msgspec.json.Decoder(_Error)
 _ANY = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_NULL = b"null"
 
 
 def read_event(raw: bytes) -> Event:
@@ -84,7 +87,7 @@ def read_event(raw: bytes) -> Event:
         event = _EVENT.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise garbage(f"{error}: {_short(raw)}") from None
-    if event.error is not None and bytes(event.error) != _NULL:
+    if event.error != _NONE:
         raise told(raw, 500)
     return event
 
@@ -104,7 +107,7 @@ def piece_of(event: Event, raw: bytes, whole: bool) -> Piece:
                 or delta.reasoning_content
                 or delta.reasoning
                 or delta.refusal
-                or delta.tool_calls is not None
+                or delta.tool_calls != _NONE
             )
         ):
             piece.tokens += 1

@@ -64,7 +64,7 @@ class OpenAI:
         self._headers = CIMultiDict({"Content-Type": "application/json", "Accept-Encoding": "identity"})
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._answers: set[HttpAnswer] = set()
         self.gate: asyncio.Event | None = None
         """While it is there and not set, requests wait before they go out."""
@@ -92,24 +92,30 @@ class OpenAI:
         if not self.models:
             self.models = await self.list_models()
 
-    def open_session(self) -> aiohttp.ClientSession:
-        """The one session, made on the running loop."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=_Connector(limit=0, keepalive_timeout=self.keepalive_s),
+    def open_session(self, stream: bool = False) -> aiohttp.ClientSession:
+        """The session, made on the running loop; one of its own for streams where a connection serves only one."""
+        own = stream and not self.reuse_after_stream
+        session = self._sessions.get(own)
+        if session is None:
+            connector = (
+                _Connector(limit=0, force_close=True)
+                if own
+                else _Connector(limit=0, keepalive_timeout=self.keepalive_s)
+            )
+            session = self._sessions[own] = aiohttp.ClientSession(
+                connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(sock_connect=self.connect_timeout_s),
-                auto_decompress=True,
                 skip_auto_headers=("Accept", "User-Agent"),
             )
-        return self._session
+        return session
 
     async def stop(self) -> None:
         """Break off what is under way and close the connections."""
         for answer in tuple(self._answers):
             answer.break_off(BackendError(f"{self.name} was stopped", status=503, code="backend_stopped", fault=False))
-        session, self._session = self._session, None
-        if session is not None:
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
             await session.close()
 
     async def list_models(self) -> tuple[str, ...]:
@@ -177,11 +183,11 @@ class OpenAI:
             headers["traceparent"] = ask.traceparent
         return self._urls[ask.endpoint], body, headers, hide_usage
 
-    async def post(self, url: URL, body: bytes, headers: CIMultiDict[str]) -> aiohttp.ClientResponse:
+    async def post(self, url: URL, body: bytes, headers: CIMultiDict[str], stream: bool) -> aiohttp.ClientResponse:
         """The response, as far as its head; once more on a new connection where an idle one turned out to be closed."""
         if self.gate is not None:
             await self.gate.wait()
-        session = self.open_session()
+        session = self.open_session(stream)
         for last in (False, True):
             data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
             _opened.set(False)
@@ -225,7 +231,7 @@ class HttpAnswer:
         self._failure: BackendError | None = None
         self._first_s, self._waiting_s = math.nan, self.scheduled_s
         self._watch = loop.call_at(self.scheduled_s + backend.read_timeout_s, self._check)
-        self._opening = loop.create_task(backend.post(url, body, headers))
+        self._opening = loop.create_task(backend.post(url, body, headers, ask.stream))
         backend._answers.add(self)
 
     def __aiter__(self) -> HttpAnswer:
@@ -276,10 +282,12 @@ class HttpAnswer:
             if current is not None and current.cancelling():
                 self.abort()
                 raise
-            return self._cut_off()
+            self._cut_off()
+            return None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if self._aborted or self._failure is not None:
-                return self._cut_off()
+                self._cut_off()
+                return None
             if self._ending:
                 self._finish(reusable=False)
                 return None
@@ -392,7 +400,7 @@ class HttpAnswer:
         self._over = True
         self._watch.cancel()
         self._events.clear()
-        if reusable and self._response is not None and (self._backend.reuse_after_stream or not self._stream):
+        if reusable and self._response is not None:
             self._response.release()
         else:
             self._hang_up()
