@@ -1,4 +1,4 @@
-"""The report of a simulation: one HTML file without anything from outside, to look at, print, or send. Times on screen are milliseconds.
+"""The report of a simulation or a load test: one HTML file without anything from outside, to look at, print, or send. Times on screen are milliseconds.
 
 It opens with the command and the digests that made it, then figures side by side, then charts; no script runs in it.
 """
@@ -40,7 +40,7 @@ class ReportRun:
     itl: ItlHistogram
     summary: Summary
     timeline: Mapping[str, npt.NDArray[Any]]
-    """t_s, running, waiting, kv_used_fraction, output_tps; empty arrays if none was kept."""
+    """t_s, running, waiting, kv_used_fraction, output_tps; empty arrays if none was kept, no array where the observer cannot know."""
     settings: Mapping[str, str]
     band: Mapping[str, tuple[float, float]] | None = None
     """Low and high of a figure ('ttft_s p99') under the profile's uncertainty, in the figure's own unit."""
@@ -247,8 +247,11 @@ def gap_curve(itl: ItlHistogram) -> tuple[npt.NDArray[np.float64], npt.NDArray[n
 def _time_chart(
     runs: Sequence[ReportRun], name: str, title: str, unit: str, scale: float = 1.0, y_max: float | None = None
 ) -> str:
+    shown = [(i, run) for i, run in enumerate(runs) if name in run.timeline]
+    if not shown:
+        return ""
     lines = []
-    for i, run in enumerate(runs):
+    for i, run in shown:
         t, y = np.asarray(run.timeline["t_s"], dtype=np.float64), np.asarray(run.timeline[name], dtype=np.float64)
         lines.append(Line(run.label, i, t, y * scale))
     return chart(lines, title=title, x_label="time (s)", y_label=unit, y_max=y_max)

@@ -44,6 +44,10 @@ VERBS = {
         "Serve environments over OpenEnv: sockets, plain HTTP, tasks, grader, baseline, and a page.",
         "inferencegym.cli.env:env",
     ),
+    "load": (
+        "Send requests to an OpenAI-compatible server and show what clients felt.",
+        "inferencegym.cli.load:load",
+    ),
     "traces": ("Workloads: list, describe, fetch, fit.", "inferencegym.cli.traces:app"),
 }
 
