@@ -24,9 +24,12 @@ REASONS = ("immediate", "size", "seats", "timeout", "drain")
 class Chooser(Protocol):
     """What dispatch asks of the pool of backends."""
 
-    backends: Sequence[Backend]
-    on_change: Callable[[], None]
+    on_change: list[Callable[[], None]]
     """Called when a backend may have become usable."""
+
+    @property
+    def backends(self) -> Sequence[Backend]:
+        """All there are; they stay the same."""
 
     def usable(self, backend: Backend) -> bool:
         """Whether it may be given a request now: healthy, its breaker not open."""
@@ -35,7 +38,10 @@ class Chooser(Protocol):
         """Where a request goes, of these usable ones with a free seat; None: to none of them."""
 
     def report(self, backend: Backend, error: BackendError | None) -> None:
-        """How a request went there: None is well."""
+        """How a request went there, None is well; it is there no more."""
+
+    def release(self, backend: Backend) -> None:
+        """A request is there no more, and says nothing of the backend."""
 
 
 class Seats:
@@ -85,7 +91,7 @@ class Dispatcher:
         self.seats = [Seats(b, i, self._seats_of(b)) for i, b in enumerate(chooser.backends)]
         self._lanes: dict[frozenset[int], Lane] = {}
         self._of_model: dict[str, Lane] = {}
-        chooser.on_change = self.pump
+        chooser.on_change.append(self.pump)
 
     # --- lanes -----------------------------------------------------------------------------------------------------------
 

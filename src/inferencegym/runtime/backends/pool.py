@@ -160,6 +160,11 @@ class Pool:
         now_s = asyncio.get_running_loop().time()
         return any(member.healthy and member.breaker.can_take(now_s) for member in self.members)
 
+    def usable(self, backend: Backend) -> bool:
+        """Whether it may be given a request now: it is well, and its breaker lets one through."""
+        member = self._by_backend[id(backend)]
+        return member.healthy and member.breaker.can_take(asyncio.get_running_loop().time())
+
     def member(self, backend: Backend) -> Member:
         """The pool's knowledge of one of its backends."""
         return self._by_backend[id(backend)]
