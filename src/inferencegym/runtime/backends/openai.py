@@ -150,6 +150,8 @@ class OpenAI:
     async def healthy(self) -> bool:
         """Whether its health URL (or its list of models) answers, and not with a refusal."""
         try:
+            if not self.models:
+                self.models = await self.list_models()
             status, _ = await self.get(self._health)
         except BackendError:
             return False

@@ -44,6 +44,7 @@ class Member:
     backend: Backend
     traits: Traits
     breaker: Breaker = field(default_factory=Breaker)
+    started: bool = False
     healthy: bool = True
     in_flight: int = 0
     picked: int = 0
@@ -72,7 +73,7 @@ class Pool:
         if not self.members:
             raise ConfigError("backends", "there is none", allowed="one or more")
         self._by_backend = {id(member.backend): member for member in self.members}
-        self._rings: dict[tuple[int, ...], tuple[list[int], list[Member]]] = {}
+        self._points, self._owners = _ring(self.members)
         self.variant = ""
         self.split = False
         self.on_change: list[Callable[[], None]] = []
@@ -85,24 +86,27 @@ class Pool:
 
     async def start(self) -> None:
         """Start all; those that cannot start are left to the health checks. BackendError of the first if none can."""
-        results = await asyncio.gather(*(member.backend.start() for member in self.members), return_exceptions=True)
         failures = [
-            (member, result) for member, result in zip(self.members, results, strict=True) if result is not None
+            one for one in await asyncio.gather(*(self._start(member) for member in self.members)) if one is not None
         ]
-        for member, result in failures:
-            if not isinstance(result, BackendError):
-                await self.stop()
-                raise result
-            self._turn(member, False, result.message)
         if len(failures) == len(self.members):
             await self.stop()
-            assert isinstance(failures[0][1], BackendError)
-            raise failures[0][1]
+            raise failures[0]
         self._watches = [
             asyncio.create_task(self._watch(member))
             for member in self.members
             if member.traits.health_interval_s < math.inf
         ]
+
+    async def _start(self, member: Member) -> BackendError | None:
+        try:
+            await member.backend.start()
+        except BackendError as error:
+            self._turn(member, False, error.message)
+            return error
+        member.started = True
+        self._turn(member, True, "")
+        return None
 
     async def stop(self) -> None:
         """End the checks and the backends, all at once."""
@@ -116,15 +120,20 @@ class Pool:
 
     async def _watch(self, member: Member) -> None:
         """Ask from time to time; one bad answer may be chance, two are not; one good one is enough to come back."""
-        bad = 0
+        bad = tries = 0
+        interval_s = member.traits.health_interval_s
         while True:
-            await asyncio.sleep(member.traits.health_interval_s)
+            await asyncio.sleep(interval_s * 2 ** min(tries, 5))
+            if not member.started:
+                await self._start(member)
+                tries += 1
+                continue
             try:
-                async with asyncio.timeout(max(member.traits.health_interval_s, 5.0)):
+                async with asyncio.timeout(max(interval_s, 5.0)):
                     well = await member.backend.healthy()
             except TimeoutError:
                 well = False
-            bad = 0 if well else bad + 1
+            tries, bad = 0, 0 if well else bad + 1
             if well or bad >= 2:
                 self._turn(member, well, "" if well else "its health check fails")
 
@@ -267,21 +276,16 @@ class Pool:
 
     def _by_session(self, members: list[Member], session: str) -> Member:
         """The first on the ring, from the session's point on, that is not over its share."""
-        key = tuple(id(member) for member in members)
-        if key not in self._rings:
-            if len(self._rings) >= 64:
-                self._rings.clear()
-            self._rings[key] = _ring(members)
-        points, owners = self._rings[key]
+        allowed = set(members)
         share = (
             BALANCE
             * (sum(member.in_flight for member in members) + 1)
             / sum(member.traits.weight for member in members)
         )
-        at = bisect_right(points, _point(session))
-        for i in range(len(points)):
-            member = owners[(at + i) % len(points)]
-            if member.in_flight < math.ceil(share * member.traits.weight):
+        at = bisect_right(self._points, _point(session))
+        for i in range(len(self._points)):
+            member = self._owners[(at + i) % len(self._points)]
+            if member in allowed and member.in_flight < math.ceil(share * member.traits.weight):
                 return member
         raise AssertionError("somebody is below BALANCE times the mean")
 
