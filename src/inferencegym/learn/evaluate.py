@@ -6,10 +6,8 @@ the split; what a policy was trained or tuned on lies in other splits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from inferencegym.envs.grade import Anchors, load_anchors
 from inferencegym.envs.openenv.llm_usage import Price, Usage
 from inferencegym.envs.splits import scenario as scenario_number
 from inferencegym.ground.errors import ConfigError, InferenceGymError
+from inferencegym.learn.distributed import share_out
 from inferencegym.learn.statistics import Estimate, iqm, paired_difference, probability_of_improvement
 
 ALL = "all"
@@ -177,8 +176,9 @@ def evaluate(
     record_to: Path | None = None,
     progress: Progress | None = None,
     price: Price | None = None,
+    ray: str | None = None,
 ) -> Evaluation:
-    """Let policies play tasks. Results are the same for any number of workers.
+    """Let policies play tasks. Results are the same for any number of workers, and on a cluster (`ray`: its address, see `learn.distributed`).
 
     `policies`: names (also `fixed:...`, `module:Class`, best-static, clairvoyant, or `all` for every quick one) or policies themselves; each
     plays the tasks of its surface. `price`: of a language model's tokens. `scenarios`: the first so many of the split, or their indices. `record_to`: a folder for the episodes'
@@ -187,13 +187,13 @@ def evaluate(
     indices = tuple(range(scenarios)) if isinstance(scenarios, int) else tuple(scenarios)
     if not indices or not policies or not tasks:
         raise ConfigError("evaluate", "needs a policy, a task and a scenario", allowed="one or more of each")
-    if workers < 1:
-        raise ConfigError("workers", f"{workers}", allowed="1 or more")
     for index in indices:
         scenario_number(split, index)
     jobs, anchors = _plan(policies, tasks, split, indices, record_to)
     done: dict[int, EpisodeResult] = {}
-    for at, result in _play_all(jobs, workers):
+    # Policies that talk to a server stay here: a connection does not travel.
+    here = [at for at, job in enumerate(jobs) if getattr(job.player, "in_process", False)]
+    for at, result in share_out(_play, jobs, workers=workers, ray=ray, here=here):
         done[at] = _graded(result, anchors[result.task])
         if progress:
             progress(len(done), len(jobs), done[at])
@@ -225,7 +225,9 @@ def _plan(
                 errors.setdefault(name, problem)
                 continue
             found.add(name)
-            jobs += [_Job(str(given), player, name, split, index, str(folder) if folder else None) for index in indices]
+            jobs += [
+                _Job(str(given), player, name, split, index, str(folder.resolve()) if folder else None) for index in indices
+            ]  # fmt: skip
     for name, error in errors.items():
         if name not in found:
             raise error
@@ -250,28 +252,6 @@ def _fit(player: Any, task: Task) -> Any:
             "policy", f"'{player.name}' acts on '{player.surface}'", allowed=f"surface '{task.surface.name}'"
         )
     return player
-
-
-def _play_all(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[int, EpisodeResult]]:
-    """Every job's result with its place, in any order. Policies that talk to a server (`in_process`) stay here: a connection does not travel."""
-    here = [(at, job) for at, job in enumerate(jobs) if workers == 1 or getattr(job.player, "in_process", False)]
-    stay = {at for at, _ in here}
-    away = [(at, job) for at, job in enumerate(jobs) if at not in stay]
-    if not away:
-        for at, job in here:
-            yield at, _play(job)
-        return
-    # Fresh processes: a forked one would inherit locks of threads that are not there.
-    with ProcessPoolExecutor(min(workers, len(away)), mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_play, job): at for at, job in away}
-        try:
-            for at, job in here:
-                yield at, _play(job)
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _play(job: _Job) -> EpisodeResult:

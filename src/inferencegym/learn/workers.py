@@ -5,8 +5,11 @@ Results come in the order of the jobs. A job must carry all its chance depends o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from multiprocessing import get_context
 from os import sched_getaffinity
 from typing import Any, TypeVar
@@ -14,15 +17,26 @@ from weakref import finalize
 
 _J = TypeVar("_J")
 _R = TypeVar("_R")
+_MOST: ContextVar[int | None] = ContextVar("processes that workers may be", default=None)
+
+
+@contextmanager
+def at_most(workers: int | None) -> Iterator[None]:
+    """Whoever makes workers inside, without saying how many, gets so many at most: several trainings at once share a machine's processors."""
+    before = _MOST.set(workers)
+    try:
+        yield
+    finally:
+        _MOST.reset(before)
 
 
 class Workers:
     """A pool that is opened with its first job, and gone when its owner is."""
 
     def __init__(self, hire: Callable[..., None], given: tuple[Any, ...], workers: int | None = None) -> None:
-        """`hire(*given)` prepares a process; `workers`: unset, one for each processor this process may use."""
+        """`hire(*given)` prepares a process; `workers`: unset, one for each processor this process may use, but `at_most` so many."""
         self.hire, self.given = hire, given
-        self.workers = len(sched_getaffinity(0)) if workers is None else workers
+        self.workers = min(len(sched_getaffinity(0)), _MOST.get() or sys.maxsize) if workers is None else workers
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, work: Callable[[_J], _R], jobs: Sequence[_J]) -> Iterator[_R]:
