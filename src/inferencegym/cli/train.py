@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +16,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from inferencegym.cli.evaluate import make_room
+from inferencegym.cli.evaluate import RAY, make_room
+from inferencegym.cli.sweep import train_many
 from inferencegym.ground.errors import ConfigError
 from inferencegym.learn import checkpoint
 from inferencegym.learn.config import ALGORITHMS, DEFAULTS, TrainConfig, defaults, load
+from inferencegym.learn.randomise import from_text
 from inferencegym.learn.train import CONFIG, Result
 from inferencegym.learn.train import Progress as Standing
 from inferencegym.learn.train import train as learn
@@ -43,6 +46,23 @@ def train(
     ] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes; --resume goes on.")] = None,
     every: Annotated[int | None, typer.Option(help="Decisions between two looks at the validation scenarios.")] = None,
+    randomise: Annotated[
+        str | None,
+        typer.Option(
+            help="What varies between training episodes, e.g. delay=0..3,rate=0.8..1.25,lengths=0.8..1.25,gpus=h100+a100."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Train so many seeds, from --seed on, each in a folder of its own.")
+    ] = 1,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=A,B,...: train with each value of a setting; given twice, with all combinations."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Trainings at once, of --seeds and --sweep; results do not depend on it.")
+    ] = os.cpu_count() or 1,
+    ray: Annotated[str | None, typer.Option(help=RAY)] = None,
     json_: Annotated[
         Path | None,
         typer.Option("--json", help="Write the result as JSON to a file; - prints it instead of the table."),
@@ -52,8 +72,18 @@ def train(
     """Train a policy for a task; the best on validation scenarios is kept as one small file."""
     if minutes is not None and not 0 < minutes < math.inf:
         raise ConfigError("--minutes", f"{minutes:g}", allowed="more than 0")
-    given = {"task": task, "algorithm": algo, "steps": steps, "seed": seed, "validate_every": every}
-    wanted = settings(config, {name: value for name, value in given.items() if value is not None}, out, resume)
+    given = {
+        "task": task,
+        "algorithm": algo,
+        "steps": steps,
+        "seed": seed,
+        "validate_every": every,
+        "randomise": None if randomise is None else from_text(randomise),
+    }
+    wanted = settings(config, {name: value for name, value in given.items() if value is not None}, out, resume and not many)
+    if many:
+        train_many(wanted, out, seeds=seeds, changes=sweep or [], workers=workers, ray=ray, minutes=minutes, resume=resume, json_=json_, quiet=quiet)  # fmt: skip
+        return
     folder = out or Path("out") / f"{Path(wanted.task).stem}-{wanted.algorithm}-{wanted.seed}"
     printed = json_ is not None and str(json_) == "-"
     make_room("--out", folder)
@@ -153,6 +183,8 @@ def show(console: Console, result: Result) -> None:
     table.add_row("best on validation", f"{result.best:.4f} (mean value of {config.validation_scenarios} scenarios, after {result.best_steps:,} steps)")  # fmt: skip
     static = "not searched for this task" if result.best_static is None else f"{result.best_static:.4f}"
     table.add_row("best static, same scenarios", static)
+    if result.best_delayed is not None:
+        table.add_row("with old news, same scenarios", f"{result.best_delayed:.4f} (1 to {config.randomise.delay[1]} decisions old)")  # fmt: skip
     table.add_row("steps", f"{result.steps:,} of {config.steps:,}; ended by {_ENDS[result.ended]}")
     table.add_row("time", f"{_time(result.wall_s)}; {result.steps_per_cpu_s:,.0f} steps per CPU second, all told")
     table.add_row("policy", str(result.policy))

@@ -18,6 +18,7 @@ from inferencegym.envs import catalogue
 from inferencegym.envs.batch import Task
 from inferencegym.envs.splits import SPLIT_SIZE
 from inferencegym.ground.errors import ConfigError, UnknownNameError
+from inferencegym.learn.randomise import Randomise, from_mapping
 from inferencegym.policies.heads import HEADS
 
 _T = TypeVar("_T")
@@ -162,6 +163,8 @@ ALGORITHMS: dict[str, type[PPO] | type[DQN] | type[Tabular] | type[Forks] | type
 }  # fmt: skip
 #: What a surface is learned with unless one says otherwise: what was best there (docs/results/learned.md).
 DEFAULTS = {"paging": "cma", "knobs": "forks"}
+#: Those whose training episodes can vary (`learn.randomise`).
+RANDOMISED = ("forks", "cma", "feedback", "imitate", "maskable-ppo", "ppo", "dqn", "qr-dqn", "q-table")
 #: Those that can only choose from a list, so that knobs need `preset` or `delta`.
 LISTS = ("dqn", "qr-dqn", "q-table")
 
@@ -188,6 +191,8 @@ class TrainConfig:
     patience: int = 0
     """Validations without a new best after which the training stops; 0: never."""
     settings: Settings = field(default_factory=PPO)
+    randomise: Randomise = field(default_factory=Randomise)
+    """What varies from training episode to training episode; validation is on the task as it is."""
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
@@ -207,19 +212,32 @@ class TrainConfig:
             raise ConfigError("encoding", f"{self.algorithm} chooses from a list", allowed="preset, delta")
         if self.algorithm == "q-table" and self.encoding == "delta":
             raise ConfigError("encoding", "a table's cells do not hold the knobs in force, which delta needs", allowed="preset")  # fmt: skip
+        if self.randomise.varies and self.algorithm not in RANDOMISED:
+            raise ConfigError("randomise", f"{self.algorithm} plays the task as it is", allowed=", ".join(RANDOMISED))
         _check(self.settings)
 
     @property
     def digest(self) -> str:
-        """sha256 of all settings."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """sha256 of all settings; of those that came later (randomise, a network's start), only if they are used."""
+        told = asdict(self)
+        if not self.randomise.varies:
+            del told["randomise"]
+        if told["settings"].get("start") == RANDOM:
+            del told["settings"]["start"]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def save(self, path: Path | str) -> Path:
         """Write the settings, all of them, as TOML."""
         target = Path(path)
-        own = [f"{name} = {_toml(value)}" for name, value in asdict(self).items() if name != "settings"]
-        settings = [f"{name} = {_toml(value)}" for name, value in asdict(self.settings).items()]
-        text = "\n".join([*own, "", "[settings]", *settings, ""])
+        tables = ("settings", "randomise")
+        lines = [f"{name} = {_toml(value)}" for name, value in asdict(self).items() if name not in tables]
+        for table in tables:
+            lines += [
+                "",
+                f"[{table}]",
+                *(f"{name} = {_toml(value)}" for name, value in asdict(getattr(self, table)).items()),
+            ]
+        text = "\n".join([*lines, ""])
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
         return target
@@ -247,19 +265,20 @@ def load(path: Path | str, **given: Any) -> TrainConfig:
 
 def from_data(data: Mapping[str, Any]) -> TrainConfig:
     """The settings in a mapping, as a TOML file gives it, over the defaults of its task and algorithm."""
-    inner = data.get("settings", {})
-    own = {name: value for name, value in data.items() if name != "settings"}
+    inner, varied = data.get("settings", {}), data.get("randomise", {})
+    own = {name: value for name, value in data.items() if name not in ("settings", "randomise")}
     known = [one.name for one in fields(TrainConfig)]
     for name in own:
         if name not in known:
             raise UnknownNameError("setting of a training", name, known)
-    if not isinstance(inner, Mapping):
-        raise ConfigError("settings", f"{inner!r}", allowed="a table: [settings]")
+    for name, table in (("settings", inner), ("randomise", varied)):
+        if not isinstance(table, Mapping | Randomise):
+            raise ConfigError(name, f"{table!r}", allowed=f"a table: [{name}]")
     task = own.get("task")
     if not isinstance(task, str):
         raise ConfigError("task", "is missing", allowed='task = "NAME", or --task NAME')
     base = defaults(task, own.get("algorithm"), own.get("encoding"))
-    return replace(base, **own, settings=_changed(base.settings, inner))
+    return replace(base, **own, settings=_changed(base.settings, inner), randomise=varied if isinstance(varied, Randomise) else from_mapping(varied))  # fmt: skip
 
 
 def defaults(task: str, algorithm: str | None = None, encoding: str | None = None) -> TrainConfig:

@@ -50,7 +50,7 @@ class ForkLearner:
             )
         self.config, self.settings, self.task = config, given, task
         self.steps = self.updates = self.episodes = 0
-        self._crew = Crew(config.task, given, config.seed, config.scenarios, workers)
+        self._crew = Crew(config.task, given, config.seed, config.scenarios, workers, config.randomise)
         self._recent: deque[Measured] = deque(maxlen=given.remembered)
         torch.manual_seed(config.seed)
         self._mlp = Mlp((len(COLUMNS), *given.hidden, OFFSETS[-1]))

@@ -26,6 +26,9 @@ from inferencegym.envs.splits import scenario
 from inferencegym.ground.archive import Array
 from inferencegym.ground.rng import stream
 from inferencegym.learn.config import Forks
+from inferencegym.learn.delay import History
+from inferencegym.learn.randomise import Randomise
+from inferencegym.learn.varied import machine_of
 from inferencegym.learn.workers import Workers
 from inferencegym.policies.heads import GridHead
 from inferencegym.policies.trained import Notes, Trained, build
@@ -34,6 +37,7 @@ _GRIDS = tuple(np.array(values) for values in GRID.values())
 #: Which knob each of the 36 choices is of, and the value it sets.
 _KNOB = np.repeat(np.arange(len(LEVERS)), [len(values) for values in _GRIDS])
 _VALUE = np.concatenate(_GRIDS)
+_AS_IT_IS = Randomise()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +73,23 @@ class Measured:
 class Teacher:
     """Measures advantages on one task; see `measure`."""
 
-    def __init__(self, task: ServeTask, settings: Forks) -> None:
-        self.task, self.settings = task, settings
+    def __init__(self, task: ServeTask, settings: Forks, randomise: Randomise = _AS_IT_IS) -> None:
+        self.task, self.settings, self.randomise = task, settings, randomise
         self._head = GridHead()
-        self._main = task.batch(1)
-        self._copies: ServeBatch = task.batch(1 + OFFSETS[-1])
+        self._machines: dict[str, tuple[ServeBatch, ServeBatch]] = {}
+        self._news, self._copied_news = (History("knobs", rows, randomise.delay[1]) for rows in (1, 1 + OFFSETS[-1]))
 
     def measure(self, arrays: dict[str, Array], number: int, chance: np.random.Generator) -> Measured:
         """Play scenario `number` (as `envs.splits.scenario` counts) with the network of `arrays`, its choices drawn by `chance`."""
         policy = build(_notes(), arrays)
-        main, given = self._main, self.settings
+        main, given = self._on(number), self.settings
         main.start(0, number)
+        self._news.begin(0, main.observations[0], self.randomise.draw(number).delay)
         marked = chance.random(self.task.steps) < given.measured_windows / self.task.steps
         found: list[tuple[Float32s, Masks, Float32s, Float32s]] = []
         windows = self.task.steps
         for window in range(self.task.steps):
-            seen, masks = main.observations, main.masks
+            seen, masks = self._news.shown(), main.masks
             logits = np.where(masks == 1, policy.scores_of(seen), np.float32(-np.inf))
             if marked[window]:
                 advantages, weights, spent = self._advantages(policy, logits[0], chance)
@@ -93,6 +98,7 @@ class Teacher:
             drawn = logits + chance.gumbel(size=logits.shape).astype(np.float32)
             main.actions[:] = self._head.rows(drawn, seen, masks)
             main.step()
+            self._news.add(main.observations)
         values = main.value_terms.sum(axis=1)
         if not found:
             wide = (0, OFFSETS[-1])
@@ -103,10 +109,18 @@ class Teacher:
         seen_at, masked, advantages, weights = (np.stack(column) for column in zip(*found, strict=True))
         return Measured(seen_at, masked, advantages, weights, values, windows)
 
+    def _on(self, number: int) -> ServeBatch:
+        """The batch of the machine that the scenario runs on, and with it the one of its copies."""
+        machine = machine_of(self.task, self.randomise, number)
+        if machine.name not in self._machines:
+            self._machines[machine.name] = machine.batch(1), machine.batch(1 + OFFSETS[-1])
+        self._main, self._copies = self._machines[machine.name]
+        return self._main
+
     def _advantages(
         self, policy: Trained, logits: Float32s, chance: np.random.Generator
     ) -> tuple[Float32s, Float32s, int]:
-        main, copies, given = self._main, self._copies, self.settings
+        main, copies, news, given = self._main, self._copies, self._copied_news, self.settings
         own = self._head.rows(logits[None], main.observations, main.masks)[0]
         odds = _odds(logits)
         chances = np.where(odds > 0.0, np.clip(given.eagerness * odds, given.least_chance, 1.0), 0.0)
@@ -114,14 +128,16 @@ class Teacher:
         tried = np.flatnonzero(others & (chance.random(len(odds)) < chances))
         n = 1 + len(tried)
         copies.copy_from(main, 0, n)
+        news.copy_from(self._news, 0, n)
         first = np.tile(own, (n, 1))
         first[np.arange(1, n), _KNOB[tried]] = _VALUE[tried]
         horizon = min(given.horizon, self.task.steps - int(main.windows_done[0]))
         copies.actions[:n] = first
         copies.step()
         for _ in range(horizon - 1):
-            scores = policy.scores_of(copies.observations[:n])
-            copies.actions[:n] = self._head.rows(scores, copies.observations[:n], copies.masks[:n])
+            news.add(copies.observations)
+            seen = news.shown()[:n]
+            copies.actions[:n] = self._head.rows(policy.scores_of(seen), seen, copies.masks[:n])
             copies.step()
         worth = (copies.value_terms.sum(axis=1) + unfinished(copies))[:n]
         advantages = np.zeros(len(odds), np.float32)
@@ -136,10 +152,12 @@ class Teacher:
 class Crew:
     """Teachers in processes of their own. What they find depends on seed, update and episode only, never on how many they are."""
 
-    def __init__(self, task: str, settings: Forks, seed: int, scenarios: int, workers: int | None = None) -> None:
+    def __init__(
+        self, task: str, settings: Forks, seed: int, scenarios: int, workers: int | None = None, randomise: Randomise = _AS_IT_IS
+    ) -> None:  # fmt: skip
         """`task`: name or file, since each process makes its own; `workers`: unset, one for each processor this process may use."""
         self.task, self.settings, self.seed, self.scenarios = task, settings, seed, scenarios
-        self._workers = Workers(_hire, (task, settings), workers)
+        self._workers = Workers(_hire, (task, settings, randomise), workers)
 
     def measure(self, arrays: dict[str, Array], update: int) -> Measured:
         """The update's episodes, all played and measured by the policy of `arrays`."""
@@ -150,12 +168,12 @@ class Crew:
 _hired: dict[str, Teacher] = {}
 
 
-def _hire(task: str, settings: Forks) -> None:
-    key = repr((task, settings))
+def _hire(task: str, settings: Forks, randomise: Randomise) -> None:
+    key = repr((task, settings, randomise))
     if key not in _hired:
         _hired.clear()
         found: Any = catalogue.task(task)
-        _hired[key] = Teacher(found, settings)
+        _hired[key] = Teacher(found, settings, randomise)
 
 
 def _work(job: tuple[dict[str, Array], int, int, int, int]) -> Measured:

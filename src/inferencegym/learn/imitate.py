@@ -53,8 +53,9 @@ class ImitationLearner:
         torch.manual_seed(config.seed)
         self._mlp = Mlp((len(task.surface.columns), *given.hidden, self._offsets[-1]))
         self._class = Class(
-            config.task, given.teacher, given.labels, seed=config.seed, scenarios=config.scenarios, workers=workers
-        )
+            config.task, given.teacher, given.labels,
+            seed=config.seed, scenarios=config.scenarios, workers=workers, randomise=config.randomise,
+        )  # fmt: skip
         self._taught: list[Lessons] = []
 
     def update(self) -> dict[str, float]:

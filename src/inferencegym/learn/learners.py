@@ -20,6 +20,7 @@ from inferencegym.ground.errors import ConfigError, MissingExtraError
 from inferencegym.learn.checkpoint import State
 from inferencegym.learn.config import DQN, PPO, RANDOM, TrainConfig
 from inferencegym.learn.sb3 import PlantVecEnv, vec_env
+from inferencegym.learn.varied import vary
 
 try:
     import stable_baselines3 as sb3
@@ -259,7 +260,9 @@ def _unchecked() -> Iterator[None]:
 
 def _env(config: TrainConfig, task: Any) -> PlantVecEnv:
     encoding = "multidiscrete" if config.encoding == "actions" else config.encoding
-    return vec_env(task, config.rows, scenarios=config.scenarios, encoding=encoding, resumable=True)
+    return vec_env(
+        vary(task, config.randomise), config.rows, scenarios=config.scenarios, encoding=encoding, resumable=True
+    )
 
 
 def _falling(rate: float) -> Any:

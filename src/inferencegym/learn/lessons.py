@@ -23,11 +23,15 @@ from inferencegym.envs.splits import scenario
 from inferencegym.ground.archive import Array
 from inferencegym.ground.rng import stream
 from inferencegym.learn.decisions import Ints, settled
+from inferencegym.learn.delay import History
+from inferencegym.learn.randomise import Randomise
+from inferencegym.learn.varied import machine_of
 from inferencegym.learn.workers import Workers
 from inferencegym.policies.heads import HEADS
 from inferencegym.policies.trained import Notes, build
 
 _GRIDS = tuple(np.array(values) for values in GRID.values())
+_AS_IT_IS = Randomise()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +64,22 @@ class Lessons:
 class School:
     """One teacher on one task; see `lesson`."""
 
-    def __init__(self, task: Task, teacher: Any, labels: int) -> None:
-        """`labels`: decisions of an episode, on average, that are learned from."""
-        self.task, self.teacher, self.labels = task, teacher, labels
+    def __init__(self, task: Task, teacher: Any, labels: int, randomise: Randomise = _AS_IT_IS) -> None:
+        """`labels`: decisions of an episode, on average, that are learned from; `randomise`: what varies, the teacher knowing all of it."""
+        self.task, self.teacher, self.labels, self.randomise = task, teacher, labels, randomise
         self._paging = task.surface.name == "paging"
-        self._batch = task.batch(1)
+        self._batches: dict[str, Any] = {}
+        self._news = History(task.surface.name, 1, randomise.delay[1])
 
     def lesson(self, arrays: dict[str, Array] | None, number: int, chance: np.random.Generator) -> Lessons:
         """Play scenario `number`; the network of `arrays` drives, or, if None, the teacher. `chance` draws what is learned from."""
-        task, teacher, batch = self.task, self.teacher, self._batch
+        task, teacher, batch = self.task, self.teacher, self._batch_of(number)
         player = None if arrays is None else build(_notes(task.surface.name), arrays)
         asked = chance.random(task.steps) < self.labels / task.steps
         # An episode without a lesson would be played for nothing.
         asked[int(chance.integers(task.steps))] = True
         batch.start(0, number)
+        self._news.begin(0, batch.observations[0], self.randomise.draw(number).delay)
         teacher.start(number)
         plans = hasattr(teacher, "decide")
         found: list[tuple[Float32s, Masks, Ints]] = []
@@ -85,19 +91,27 @@ class School:
                 action = task.surface.dense(teacher.act(seen.copy(), mask.copy()))
             elif asked[steps] or (player is None and (self._paging or action is None)):
                 action = task.surface.dense(teacher.decide(batch))
+            shown = self._news.shown()
             if asked[steps]:
-                found.append((seen, mask, labels_of(task, action, seen, mask)))
+                found.append((shown[0], mask, labels_of(task, action, seen, mask)))
             if player is None:
                 batch.actions[0] = action
             else:
-                batch.actions[:] = player.head.rows(player.scores_of(seen[None]), seen[None], mask[None])
+                batch.actions[:] = player.head.rows(player.scores_of(shown), shown, mask[None])
             batch.step()
+            self._news.add(batch.observations)
             steps += 1
         values = np.array([batch.outcome(0).value])
         if not found:
             return _nothing(task, values, steps)
         observations, masks, labels = (np.stack(column) for column in zip(*found, strict=True))
         return Lessons(observations, masks, labels, values, steps)
+
+    def _batch_of(self, number: int) -> Any:
+        machine = machine_of(self.task, self.randomise, number)
+        if machine.name not in self._batches:
+            self._batches[machine.name] = machine.batch(1)
+        return self._batches[machine.name]
 
 
 def labels_of(task: Task, action: Any, observation: Float32s, mask: Masks) -> Ints:
@@ -116,11 +130,11 @@ class Class:
     """Schools in processes of their own. What they teach depends on seed, round and episode only, never on how many they are."""
 
     def __init__(
-        self, task: str, teacher: str, labels: int, *, seed: int, scenarios: int, workers: int | None = None
-    ) -> None:
+        self, task: str, teacher: str, labels: int, *, seed: int, scenarios: int, workers: int | None = None, randomise: Randomise = _AS_IT_IS
+    ) -> None:  # fmt: skip
         """`task`: name or file, since each process makes its own; `scenarios`: training scenarios to draw from."""
         self.seed, self.scenarios = seed, scenarios
-        self._workers = Workers(_hire, (task, teacher, labels), workers)
+        self._workers = Workers(_hire, (task, teacher, labels, randomise), workers)
 
     def lessons(self, arrays: dict[str, Array], number: int, episodes: int, share: float) -> Lessons:
         """Round `number`: so many episodes, of which the teacher drives a share, drawn."""
@@ -131,12 +145,12 @@ class Class:
 _hired: dict[str, School] = {}
 
 
-def _hire(task: str, teacher: str, labels: int) -> None:
-    key = repr((task, teacher, labels))
+def _hire(task: str, teacher: str, labels: int, randomise: Randomise) -> None:
+    key = repr((task, teacher, labels, randomise))
     if key not in _hired:
         _hired.clear()
         found = catalogue.task(task)
-        _hired[key] = School(found, actor(teacher, found), labels)
+        _hired[key] = School(found, actor(teacher, found), labels, randomise)
 
 
 def _work(job: tuple[dict[str, Array], int, int, int, int, float]) -> Lessons:

@@ -74,7 +74,7 @@ class LinearLearner(RuleLearner):
         }  # fmt: skip
 
     def _play(self, asked: list[Floats]) -> tuple[Floats, dict[str, float]]:
-        return play(np.array([self._weights(one) for one in asked]), self.frame, self.task, self._scenarios()), {}
+        return play(np.array([self._weights(one) for one in asked]), self.frame, self.played, self._scenarios()), {}
 
     def _dimensions(self) -> int:
         return int(np.prod(_SHAPE))

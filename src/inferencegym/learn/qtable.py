@@ -18,6 +18,7 @@ from inferencegym.ground.rng import stream
 from inferencegym.learn.checkpoint import State
 from inferencegym.learn.config import Tabular, TrainConfig
 from inferencegym.learn.rows import Rows
+from inferencegym.learn.varied import vary
 from inferencegym.policies.heads import find_head
 from inferencegym.policies.simple import surface_of
 from inferencegym.policies.table import Cells
@@ -83,7 +84,9 @@ class TableLearner:
         self.values = np.zeros((self.cells.size, sum(head.sizes)), np.float64)
         self.visits = np.zeros(self.values.shape, np.int64)
         encoding = "multidiscrete" if config.encoding == "actions" else config.encoding
-        self.env = PlantVectorEnv(config.rows, task, scenarios=config.scenarios, encoding=encoding)
+        self.env = PlantVectorEnv(
+            config.rows, vary(task, config.randomise), scenarios=config.scenarios, encoding=encoding
+        )
         self._rng = stream(config.seed, "learn.qtable")
         self._observations, _ = self.env.reset(seed=config.seed)
         self._cell = self.cells.of(self._observations)

@@ -20,6 +20,7 @@ from inferencegym.ground.errors import ConfigError, MissingExtraError
 from inferencegym.ground.rng import stream
 from inferencegym.learn.checkpoint import State
 from inferencegym.learn.config import CMA, TrainConfig
+from inferencegym.learn.varied import vary
 from inferencegym.policies.tuned import DEFAULTS, HIGHS, LOWS, NAMES, SCALES, decide, fresh_memory
 
 try:
@@ -86,6 +87,8 @@ class RuleLearner:
         if config.rows < given.population:
             raise ConfigError("rows", f"{config.rows}", allowed=f"{given.population} or more: one for each candidate")
         self.config, self.given, self.task = config, given, task
+        self.played = vary(task, config.randomise)
+        """What candidates are tried on."""
         self.each = config.rows // given.population
         """Scenarios that a candidate is tried on."""
         self.steps = self.episodes = 0
@@ -129,7 +132,7 @@ class RuleLearner:
 
     def _play(self, asked: list[Floats]) -> tuple[Floats, dict[str, float]]:
         """Values [candidates, scenarios] of a generation, and figures of its own kind."""
-        values, crashed = play(np.array([self._parameters(one) for one in asked]), self.task, self._scenarios())
+        values, crashed = play(np.array([self._parameters(one) for one in asked]), self.played, self._scenarios())
         return values, {"crash_rate": float(crashed.mean())}
 
     def _scenarios(self) -> list[int]:

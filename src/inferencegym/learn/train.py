@@ -28,12 +28,15 @@ from inferencegym.learn import checkpoint
 from inferencegym.learn.checkpoint import State
 from inferencegym.learn.config import ALGORITHMS, PPO, TrainConfig, from_data
 from inferencegym.learn.validate import best_static, values_of
+from inferencegym.learn.varied import delayed
 from inferencegym.policies.trained import Notes, policy_of, save
 
 CURVE, POLICY, SUMMARY, CONFIG = "curve.csv", "policy.npz", "summary.json", "config.toml"
 _CHECKPOINT_EVERY_S = 60.0
 _ACCOUNT = ("update", "steps", "episodes", "episode_return", "episode_value", "episode_steps")
 _JUDGED = ("validation", "best")
+#: Of a training with delays: mean value on the same scenarios with news 1, 2, ... decisions old.
+_DELAYED = "validation_delayed"
 
 
 class Learner(Protocol):
@@ -93,6 +96,8 @@ class Result:
     """Mean value on the validation scenarios."""
     best_steps: int
     best_static: float | None
+    best_delayed: float | None
+    """On the same scenarios with old news; None where no delay was trained for."""
     steps: int
     updates: int
     ended: str
@@ -148,7 +153,9 @@ class _Training:
         self.config, self.folder = config, folder
         self.task = catalogue.task(config.task)
         self.learner = make_learner(config, self.task)
-        self.columns = (*_ACCOUNT, *self.learner.figures, *_JUDGED)
+        most = config.randomise.delay[1]
+        self.late = delayed(self.task, most) if most else None
+        self.columns = (*_ACCOUNT, *self.learner.figures, *_JUDGED, *((_DELAYED,) if most else ()))
         self.curve: list[dict[str, float | None]] = []
         self.best: tuple[Notes, dict[str, Array]] | None = None
         self.worse = 0
@@ -190,7 +197,7 @@ class _Training:
         spent, took = time.process_time() - cpu, self.learner.steps - first
         result = Result(
             config=self.config, policy=self.folder / POLICY, best=_value(best), best_steps=best.steps, best_static=self.bar,
-            steps=self.learner.steps, updates=len(self.curve), ended=ended, wall_s=time.monotonic() - begun, cpu_s=spent,
+            best_delayed=best.more.get(_DELAYED), steps=self.learner.steps, updates=len(self.curve), ended=ended, wall_s=time.monotonic() - begun, cpu_s=spent,
             steps_per_cpu_s=took / max(spent, 1e-9),
         )  # fmt: skip
         (self.folder / SUMMARY).write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
@@ -205,17 +212,24 @@ class _Training:
         before = self.learner.steps
         figures = self.learner.update()
         now, every = self.learner.steps, self.config.validate_every
-        value = None
+        value = late = None
         if before // every < now // every or now >= self.config.steps:
             notes, arrays = self._candidate()
-            value = _value(notes)
+            value, late = _value(notes), notes.more.get(_DELAYED)
             if self.best is None or value > _value(self.best[0]):
                 self.best, self.worse = (notes, arrays), 0
                 save(self.folder / POLICY, notes, arrays)
             else:
                 self.worse += 1
         best = None if self.best is None else _value(self.best[0])
-        return {"update": len(self.curve) + 1, "steps": now, **figures, "validation": value, "best": best}
+        return {
+            "update": len(self.curve) + 1,
+            "steps": now,
+            **figures,
+            "validation": value,
+            "best": best,
+            _DELAYED: late,
+        }
 
     def _candidate(self) -> tuple[Notes, dict[str, Array]]:
         """The policy as it stands, with what it is worth."""
@@ -226,7 +240,10 @@ class _Training:
             version=inferencegym.__version__,
             more={"best_static": self.bar, "validation_scenarios": config.validation_scenarios},
         )  # fmt: skip
-        value = float(np.mean(values_of(policy_of(notes, arrays), self.task, self.indices)))
+        policy = policy_of(notes, arrays)
+        value = float(np.mean(values_of(policy, self.task, self.indices)))
+        if self.late is not None:
+            notes.more[_DELAYED] = float(np.mean(values_of(policy, self.late, self.indices)))
         return replace(notes, validation=value), arrays
 
     def _last_look(self, ended: str) -> Notes:
