@@ -47,10 +47,11 @@ class Chooser(Protocol):
 class Seats:
     """Requests in flight to one backend."""
 
-    __slots__ = ("backend", "limit", "number", "used")
+    __slots__ = ("able", "backend", "limit", "number", "used")
 
-    def __init__(self, backend: Backend, number: int, limit: int) -> None:
-        self.backend, self.number, self.limit, self.used = backend, number, limit, 0
+    def __init__(self, backend: Backend, number: int) -> None:
+        self.backend, self.number, self.used, self.limit = backend, number, 0, 0
+        self.able = backend.capabilities()
 
 
 class Lane:
@@ -88,10 +89,11 @@ class Dispatcher:
         self.total_cap = math.inf
         """Requests in flight to all backends together."""
         self.in_flight = 0
-        self.seats = [Seats(b, i, self._seats_of(b)) for i, b in enumerate(chooser.backends)]
+        self.seats = [Seats(backend, number) for number, backend in enumerate(chooser.backends)]
+        self._measure()
         self._lanes: dict[frozenset[int], Lane] = {}
         self._of_model: dict[str, Lane] = {}
-        chooser.on_change.append(self.pump)
+        chooser.on_change.append(self.renew)
 
     # --- lanes -----------------------------------------------------------------------------------------------------------
 
@@ -133,8 +135,7 @@ class Dispatcher:
     def change(self, settings: DispatchSettings) -> None:
         """New limits, from now on; what is in flight above them ends first."""
         self._settings = settings
-        for seat in self.seats:
-            seat.limit = self._seats_of(seat.backend)
+        self._measure()
         self.pump()
 
     def change_order(self, make_queue: Callable[[], Queue]) -> None:
@@ -146,9 +147,16 @@ class Dispatcher:
             for ask in old.waiting():
                 lane.queue.push(ask, now_s)
 
-    def _seats_of(self, backend: Backend) -> int:
-        own = self._limit_of(backend) or self._settings.max_concurrency
-        return own or backend.capabilities().native_concurrency or USUAL_SEATS
+    def renew(self) -> None:
+        """A backend came, went, or came back another one."""
+        self._measure()
+        self.pump()
+
+    def _measure(self) -> None:
+        for seat in self.seats:
+            seat.able = seat.backend.capabilities()
+            own = self._limit_of(seat.backend) or self._settings.max_concurrency
+            seat.limit = own or seat.able.native_concurrency or USUAL_SEATS
 
     # --- the flow --------------------------------------------------------------------------------------------------------
 
@@ -161,11 +169,14 @@ class Dispatcher:
         """A request waits no more; whether it did."""
         return lane.queue.remove(ask)
 
-    def release(self, seat: Seats, ask: Ask) -> None:
-        """A request has left its seat: the next one goes."""
+    def free_seat(self, seat: Seats, ask: Ask) -> None:
+        """A request has left its seat; `seat_freed` lets the next one have it."""
         seat.used -= 1
         self.in_flight -= 1
         self.kv_tokens -= _kv_tokens(ask)
+
+    def seat_freed(self, seat: Seats) -> None:
+        """Hand over what can go now that this seat is free."""
         # Lanes that share the seat take turns: the one that pumps first moves to the end.
         shared = [key for key in self._lanes if seat.number in key]
         for key in shared:

@@ -1,0 +1,296 @@
+"""The one place that knows the order of things: a request is let in, waits, is handed over, answered, and written down.
+
+`ask` makes it of what came over the wire, `submit` lets it in and gives its `Flow`, from which the answer is read. No HTTP here: the same gateway
+runs in a test's process under virtual time. Times are seconds of `clock`, which must go as the event loop's does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from inferencegym.runtime import wire
+from inferencegym.runtime.dispatch import Chooser, Dispatcher, Lane, Seats
+from inferencegym.runtime.errors import ApiError, bad_request, overloaded
+from inferencegym.runtime.flow import Flow
+from inferencegym.runtime.ports import CHAT, COMPLETIONS, Ask, Backend, Clock, Queue
+from inferencegym.runtime.recorder import Recorder
+from inferencegym.runtime.settings import Key, QueueSettings, ServiceClass, Settings
+
+#: When to come back to a gateway that drains: another replica should have taken over by then.
+RETRY_DRAINING_S = 1.0
+#: When to come back where no backend is well: about one round of health checks.
+RETRY_NO_BACKEND_S = 2.0
+
+
+class Pool(Chooser, Protocol):
+    """The backends, as the gateway needs them."""
+
+    async def start(self) -> None:
+        """Start them."""
+
+    async def stop(self) -> None:
+        """End them."""
+
+    def ready(self) -> bool:
+        """Whether some backend would take a request."""
+
+    def models(self) -> tuple[str, ...]:
+        """Names that can be asked for."""
+
+    def set_routing(self, routing: str) -> None:
+        """From the next request on."""
+
+
+class Admission(Protocol):
+    """Who is let in."""
+
+    def admit(self, ask: Ask, view: View) -> None:
+        """ApiError 429 or 503 if not."""
+
+    def release(self, ask: Ask, output_tokens: int) -> None:
+        """It ended; what it took is settled."""
+
+    def retry_after_s(self, view: View) -> float:
+        """When it is worth to come back."""
+
+    def limit_headers(self, ask: Ask) -> list[tuple[bytes, bytes]]:
+        """`x-ratelimit-*` of whoever asks."""
+
+    def change(self, settings: Settings) -> None:
+        """New limits, from now on."""
+
+
+class View(Protocol):
+    """What admission may know of the gateway."""
+
+    clock: Clock
+
+    def waiting(self) -> int:
+        """Requests that wait."""
+
+    def in_flight(self) -> int:
+        """Requests that have a seat."""
+
+    def free_seats(self) -> int:
+        """Seats that are free."""
+
+
+@dataclass(slots=True)
+class Head:
+    """What a request's headers say."""
+
+    id: str
+    slo_class: str = ""
+    ttl_s: float = float("inf")
+    timeout_s: float = float("inf")
+    no_queue: bool = False
+    session: str = ""
+    tenant: str = ""
+    traceparent: str = ""
+    key: Key | None = None
+
+
+MakeQueue = Callable[[QueueSettings, Sequence[ServiceClass], dict[str, float]], Queue]
+
+
+class Gateway:
+    """The gateway without its HTTP."""
+
+    def __init__(self, settings: Settings, pool: Pool, recorder: Recorder, admission: Admission, make_queue: MakeQueue, clock: Clock) -> None:  # fmt: skip
+        self.settings, self.pool, self.recorder, self.admission, self.clock = settings, pool, recorder, admission, clock
+        self._make_queue = make_queue
+        self._own_caps = {b.name: b.max_concurrency for b in settings.backends}
+        self._classes = {c.name: number for number, c in enumerate(settings.classes)}
+        self.dispatcher = Dispatcher(pool, self._new_queue, settings.dispatch, self._own_cap, clock, self._hand_over)
+        self._flows: dict[Ask, Flow] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._idle: list[asyncio.Future[None]] = []
+        self.draining = False
+        self.retries = 0
+        """Requests that were handed to another backend."""
+
+    # --- a request -------------------------------------------------------------------------------------------------------
+
+    def ask(self, endpoint: str, body: bytes, fields: wire.Fields, head: Head, arrival_s: float) -> Ask:
+        """The request as the gateway needs it. ApiError 400: there is no such service class."""
+        number = self._class_of(head)
+        mine, queue = self.settings.classes[number], self.settings.queue
+        ttl_s = min(queue.ttl_s, head.ttl_s, queue.ttl_s if mine.ttl_s is None else mine.ttl_s)
+        sampled = not isinstance(fields, wire.Embedding)
+        return Ask(
+            id=head.id, endpoint=endpoint, model=fields.model, body=body, fields=fields,
+            prompt_tokens=wire.prompt_tokens(fields), max_tokens=wire.answer_limit(fields),
+            stream=bool(sampled and fields.stream), arrival_s=arrival_s, priority=mine.priority + (fields.priority or 0),
+            slo_class=number, tenant=head.key.name if head.key else head.tenant, deadline_s=arrival_s + ttl_s,
+            slo_ttft_s=mine.ttft_slo_s, session=head.session or fields.user or wire.beginning(fields),
+            traceparent=head.traceparent, no_queue=head.no_queue,
+        )  # fmt: skip
+
+    def submit(self, ask: Ask, timeout_s: float = float("inf")) -> Flow:
+        """Let a request in. ApiError: why not, and when to come back. `timeout_s`: the client's own patience, to its last token."""
+        lane = self.dispatcher.lane(ask.model)
+        if lane is None:
+            raise ApiError(404, "model_not_found", f"There is no model '{ask.model}' here; there are: {', '.join(self.pool.models())}", "model")  # fmt: skip
+        for seat in lane.seats:
+            wire.refuse_what_it_cannot(ask.fields, ask.endpoint, seat.able, seat.backend.name)
+        try:
+            self._let_in(ask, lane)
+        except ApiError as error:
+            self.recorder.reject(ask, error.code)
+            raise
+        self.recorder.begin(ask)
+        flow = self._flows[ask] = Flow(self, ask, lane)
+        self._watch_time(flow, timeout_s)
+        self.dispatcher.push(lane, ask)
+        if flow.answer is None and not flow.over:
+            self._waits(flow)
+        return flow
+
+    def _let_in(self, ask: Ask, lane: Lane) -> None:
+        if self.draining:
+            raise overloaded("The server is shutting down; another one will take the request", RETRY_DRAINING_S, "draining")
+        if not self.dispatcher.any_usable(lane) and not any(seat.used for seat in lane.seats):
+            raise overloaded(f"No backend of model '{ask.model}' is well now", RETRY_NO_BACKEND_S, "no_backend")
+        self.admission.admit(ask, self)
+
+    def _class_of(self, head: Head) -> int:
+        name = (head.key.slo_class if head.key else "") or head.slo_class
+        if not name:
+            return 0
+        number = self._classes.get(name)
+        if number is None:
+            raise bad_request(f"There is no service class '{name}'; there are: {', '.join(self._classes)}", "x-slo-class")
+        return number
+
+    def _waits(self, flow: Flow) -> None:
+        """It found no seat: it waits as long as it may."""
+        if flow.ask.no_queue:
+            failure = overloaded("All seats are taken, and the request asked not to wait", self._retry_after_s(), "no_free_seat")
+            flow.fail(failure)
+            raise failure
+        told = f"The request waited {flow.ask.deadline_s - flow.ask.arrival_s:g} s and found no free seat"
+        flow.wait_until(flow.ask.deadline_s, overloaded(told, self._retry_after_s(), "queue_timeout"))
+
+    def _retry_after_s(self) -> float:
+        return self.admission.retry_after_s(self)
+
+    def _hand_over(self, ask: Ask, seat: Seats) -> None:
+        self._flows[ask].begin(seat)
+
+    def ended(self, flow: Flow) -> None:
+        """A flow ended, and tells so itself: write it down."""
+        assert flow.outcome is not None, "a flow that ended has an outcome"
+        del self._flows[flow.ask]
+        self.recorder.finish(flow.ask, flow.outcome, flow.usage, reason=flow.code)
+        self.admission.release(flow.ask, flow.usage_now().completion_tokens)
+        if not self._flows:
+            for future in self._idle:
+                if not future.done():
+                    future.set_result(None)
+            self._idle.clear()
+
+    # --- time ------------------------------------------------------------------------------------------------------------
+
+    def _watch_time(self, flow: Flow, timeout_s: float) -> None:
+        """All requests have the same longest time, so one timer for the oldest does; a client that is less patient gets its own."""
+        longest_s = self.settings.server.request_timeout_s
+        if timeout_s < longest_s:
+            flow.end_at(flow.ask.arrival_s + timeout_s, _out_of_time(timeout_s))
+        elif self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_at(flow.ask.arrival_s + longest_s, self._sweep_old)
+
+    def _sweep_old(self) -> None:
+        """End what is too old, and look again when the next one will be. uvloop's timers may be half a millisecond early."""
+        self._sweep = None
+        longest_s = self.settings.server.request_timeout_s
+        limit_s = self.clock() - longest_s + 1e-3
+        for flow in list(self._flows.values()):
+            if flow.ask.arrival_s > limit_s:
+                self._sweep = asyncio.get_running_loop().call_at(flow.ask.arrival_s + longest_s, self._sweep_old)
+                break
+            flow.fail(_out_of_time(longest_s))
+
+    # --- what others see -------------------------------------------------------------------------------------------------
+
+    def waiting(self) -> int:
+        """Requests that wait for a seat."""
+        return self.dispatcher.waiting()
+
+    def in_flight(self) -> int:
+        """Requests that have a seat."""
+        return self.dispatcher.in_flight
+
+    def free_seats(self) -> int:
+        """Seats that are free."""
+        return self.dispatcher.free()
+
+    def under_way(self) -> int:
+        """Requests that were let in and have not ended."""
+        return len(self._flows)
+
+    def ready(self) -> bool:
+        """Whether it takes requests: not draining, and some backend is well."""
+        return not self.draining and self.pool.ready()
+
+    def endpoints(self) -> frozenset[str]:
+        """Endpoints that some backend has."""
+        return frozenset().union(*(seat.able.endpoints for seat in self.dispatcher.seats)) or frozenset({CHAT, COMPLETIONS})
+
+    # --- its life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the backends. ConfigError, BackendError: what is missing."""
+        await self.pool.start()
+        self.dispatcher.renew()
+
+    async def stop(self) -> None:
+        """End all: what is still under way is told so."""
+        self.drain()
+        for flow in list(self._flows.values()):
+            flow.fail(ApiError(503, "shutdown", "The server has shut down", retry_after_s=RETRY_DRAINING_S))
+        if self._sweep is not None:
+            self._sweep.cancel()
+        await self.pool.stop()
+
+    def drain(self) -> None:
+        """Take nothing new; what was let in goes on."""
+        if not self.draining:
+            self.draining = True
+            self.dispatcher.close()
+
+    def resume(self) -> None:
+        """Take requests again."""
+        self.draining = False
+        self.dispatcher.closing = False
+
+    async def idle(self) -> None:
+        """Return when nothing is under way."""
+        while self._flows:
+            future = asyncio.get_running_loop().create_future()
+            self._idle.append(future)
+            await future
+
+    def change(self, new: Settings) -> None:
+        """Live settings changed; nobody who waits or runs is lost."""
+        old, self.settings = self.settings, new
+        self.pool.set_routing(new.routing)
+        if new.classes != old.classes:
+            self.recorder.change_classes(new.classes)
+        if new.queue != old.queue or new.classes != old.classes:
+            self.dispatcher.change_order(self._new_queue)
+        self.admission.change(new)
+        self.dispatcher.change(new.dispatch)
+
+    def _new_queue(self) -> Queue:
+        return self._make_queue(self.settings.queue, self.settings.classes, self.settings.weights())
+
+    def _own_cap(self, backend: Backend) -> int | None:
+        return self._own_caps.get(backend.name)
+
+
+def _out_of_time(limit_s: float) -> ApiError:
+    return ApiError(504, "deadline_exceeded", f"The request took longer than {limit_s:g} s")
+
