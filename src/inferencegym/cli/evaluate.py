@@ -29,6 +29,8 @@ from inferencegym.policies.catalogue import trained_file
 
 #: Scenarios that a trained policy on the page is explained by.
 _LOOKED_AT = 4
+#: The option --ray, of every verb that has it.
+RAY = "Work as tasks of a Ray cluster: local (one of --workers processors on this machine), auto, or HOST:PORT. Results do not depend on it."
 
 
 def evaluate(
@@ -49,6 +51,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     seeds: Annotated[int, typer.Option(min=1, help="Scenarios to play: the first so many of the split.")] = 50,
     workers: Annotated[int, typer.Option(min=1, help="Processes; results do not depend on it.")] = os.cpu_count() or 1,
+    ray: Annotated[str | None, typer.Option(help=RAY)] = None,
     record: Annotated[Path | None, typer.Option(help="Folder for a record of every episode (see `replay`).")] = None,
     json_: Annotated[
         Path | None,
@@ -90,6 +93,7 @@ def evaluate(
             record_to=record,
             progress=tell,
             price=price,
+            ray=ray,
         )
     evaluation.skipped.update(skipped)
     if report is not None:

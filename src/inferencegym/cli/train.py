@@ -72,6 +72,7 @@ def train(
     """Train a policy for a task; the best on validation scenarios is kept as one small file."""
     if minutes is not None and not 0 < minutes < math.inf:
         raise ConfigError("--minutes", f"{minutes:g}", allowed="more than 0")
+    many = seeds > 1 or bool(sweep) or ray is not None
     given = {
         "task": task,
         "algorithm": algo,
@@ -80,7 +81,9 @@ def train(
         "validate_every": every,
         "randomise": None if randomise is None else from_text(randomise),
     }
-    wanted = settings(config, {name: value for name, value in given.items() if value is not None}, out, resume and not many)
+    wanted = settings(
+        config, {name: value for name, value in given.items() if value is not None}, out, resume and not many
+    )
     if many:
         train_many(wanted, out, seeds=seeds, changes=sweep or [], workers=workers, ray=ray, minutes=minutes, resume=resume, json_=json_, quiet=quiet)  # fmt: skip
         return

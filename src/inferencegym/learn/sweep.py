@@ -25,7 +25,7 @@ from inferencegym.learn.workers import at_most
 
 NAME = "sweep.json"
 #: What a sweep cannot change: these decide which other settings there are, or are changed by `seeds`.
-_FIXED = ("task", "algorithm", "encoding", "seed", "settings")
+_FIXED = ("task", "algorithm", "encoding", "seed", "randomise", "settings")
 #: What comes back from a worker; its checkpoint stays where it is.
 _FILES = (CONFIG, CURVE, POLICY, SUMMARY)
 
