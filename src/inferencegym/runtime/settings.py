@@ -174,7 +174,7 @@ class QueueSettings(Section, frozen=True):
     order: OrderName = "fcfs"
     """fcfs; priority (bands); aging (priority that grows with waiting); wfq (tenants' tokens, deficit round robin); vtc (tenants' token counters); edf (TTFT deadlines); sjf (predicted length, aging)."""
     aging_s: Seconds = 10.0
-    """aging: waiting time that makes up for one priority level; sjf: for the work of one second (`sjf_tokens_per_s`)."""
+    """aging: waiting time that makes up for one priority level."""
     aging_levels: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """aging: most levels that waiting can make up for; none: no cap, and so no starvation."""
     sjf_tokens_per_s: Annotated[float, Meta(ge=0, le=1e9)] = 100.0
@@ -182,9 +182,9 @@ class QueueSettings(Section, frozen=True):
     quantum_tokens: Annotated[int, Meta(ge=1, le=10_000_000)] = 2048
     """wfq: tokens that a tenant of weight 1 may send each round."""
     input_cost: Annotated[float, Meta(ge=0, le=1e3)] = 1.0
-    """wfq, vtc: what a prompt token counts."""
+    """wfq, vtc, sjf: what a prompt token counts."""
     output_cost: Annotated[float, Meta(ge=0, le=1e3)] = 2.0
-    """wfq, vtc: what an answer token counts."""
+    """wfq, vtc, sjf: what an answer token counts."""
     weights: dict[str, Weight] = field(default_factory=dict)
     """Tenants' shares under wfq and vtc, by name; they go before the weights of keys; others 1."""
     max_requests: Annotated[int, Meta(ge=0, le=10_000_000)] = 1000
