@@ -5,12 +5,15 @@ BIN := .venv/bin
 READY := .venv/.ready
 # The tests also train a little and talk to servers, so they need the learners (a CPU build of torch: about a minute and 900 MB) and OpenEnv.
 TESTS := .venv/.ready-tests
+# Ray's RLlib pins a Gymnasium of its own.
+RAY := .venv-ray
 
-.PHONY: help demo test check format bench docs clean
+.PHONY: help demo test test-ray check format bench docs clean
 
 help:
 	@echo "make demo    compare a few engine settings on an hour of traffic like Azure's; ends with a table and out/demo.html"
 	@echo "make test    run the tests"
+	@echo "make test-ray run the tests that need Ray, in .venv-ray"
 	@echo "make check   lint, formatting, types, and which floor may import which"
 	@echo "make format  put the code into shape"
 	@echo "make bench   run the benchmarks; figures go to out/bench/*.json"
@@ -23,6 +26,10 @@ demo: $(READY)
 
 test: $(TESTS)
 	$(BIN)/pytest -q
+
+# A cluster of two workers on this machine, in an environment of its own (2 GB, a minute or two to install).
+test-ray: $(RAY)/.ready
+	$(RAY)/bin/pytest -q -m ray tests
 
 check: $(TESTS)
 	$(BIN)/ruff check .
@@ -47,7 +54,7 @@ docs: $(READY)
 	$(BIN)/python benchmarks/fidelity.py --markdown docs/fidelity.md > out/fidelity.md
 
 clean:
-	rm -rf .venv out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-ray out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -57,3 +64,8 @@ $(READY): pyproject.toml constraints.txt
 $(TESTS): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,openenv,serve]'
 	@touch $(TESTS)
+
+$(RAY)/.ready: pyproject.toml constraints-ray.txt
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints-ray.txt -e '.[ray,train]' pytest
+	@touch $(RAY)/.ready
