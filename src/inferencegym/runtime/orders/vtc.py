@@ -6,7 +6,7 @@ import heapq
 from dataclasses import dataclass
 
 from inferencegym.runtime.orders.tenants import Line, Lines, Price
-from inferencegym.runtime.ports import Ask
+from inferencegym.runtime.ports import Ask, Queue
 
 
 @dataclass(slots=True, eq=False)
@@ -93,8 +93,10 @@ class Vtc:
         """Each remembered tenant's counter."""
         return {name: line.counter for name, line in self._lines.by_name.items()}
 
-    def take_over(self, old: Vtc) -> None:
-        """Begin with the counters of a queue whose price was another; its waiting requests are pushed by the caller."""
+    def take_over(self, old: Queue) -> None:
+        """Begin with the counters of a queue of this order whose price was another; its waiting requests are pushed by the caller."""
+        if not isinstance(old, Vtc):
+            return
         for name, counter in old.counters().items():
             self._lines.of(name).counter = counter
         if old._last_left is not None:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from inferencegym.runtime.orders.tenants import Line, Lines, Price
-from inferencegym.runtime.ports import Ask
+from inferencegym.runtime.ports import Ask, Queue
 
 _SLACK = 64
 
@@ -110,8 +110,10 @@ class Wfq:
     def __len__(self) -> int:
         return self._waiting
 
-    def take_over(self, old: Wfq) -> None:
-        """Begin with the debts of a queue whose price was another; its waiting requests are pushed by the caller."""
+    def take_over(self, old: Queue) -> None:
+        """Begin with the debts of a queue of this order whose price was another; its waiting requests are pushed by the caller."""
+        if not isinstance(old, Wfq):
+            return
         for name, line in old._lines.by_name.items():
             mine = self._lines.of(name)
             mine.deficit, mine.round = min(0.0, old._paid(line, old._round)), self._round
