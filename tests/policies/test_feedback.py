@@ -103,8 +103,9 @@ def test_the_share_goes_up_for_each_reason_and_down_after_calm():
     assert _shares([{}, {"kv_cache_occupancy": 0.8}], **rest) == [0.3, 0.5]
     assert _shares([{}, {"preemptions": 1.0}], **rest) == [0.3, 0.5]
     assert _shares([{}, {"queue_depth": 9.0}], **rest, queued=5.0, up_full=0.1) == [0.3, 0.4]
-    assert _shares([{}, {"request_arrival_rate": 40.0}], **rest, up_jump=0.15) == [0.3, 0.45]
-    assert _shares([{}, {"request_arrival_rate": 40.0}], **rest, up_jump=0.15, jump=9.0) == [0.3, 0.2]
+    jump = [{"kv_cache_occupancy": 0.6}] * 6 + [{"request_arrival_rate": 40.0, "kv_cache_occupancy": 0.6}]
+    assert _shares(jump, **rest, up_jump=0.15) == [0.3] * 6 + [0.45]
+    assert _shares(jump, **rest, up_jump=0.15, jump=9.0) == [0.3] * 7
     assert _shares([{}, {"slo_compliance_rate": 0.0}, {"slo_compliance_rate": 0.0}], **rest) == [0.3, 0.6, 0.6]
 
 
@@ -124,6 +125,17 @@ def test_busy_is_a_state_of_its_own():
     assert [one.speculation_depth for one in found] == [3, 1, 1, 3, 3, 3]
     assert [one.quantization_tier for one in found] == ["FP16", "INT8", "INT8", "FP16", "FP16", "FP16"]
     assert [one.kv_budget_fraction for one in found] == [0.2, 0.6, 0.6, 0.2, 0.2, 0.2]
+
+
+def test_a_long_memory_of_the_rate_is_not_shaken_by_one_window():
+    windows = [{"request_arrival_rate": rate} for rate in (10.0, 10.0, 10.0, 30.0, 10.0)]
+    for memory, busy in ((0.5, [3, 3, 3, 1, 3]), (0.1, [3] * 5)):
+        found = _told(windows, busy_rate=16.0, busy_depth=1.0, depth=3.0, rate_memory=memory)
+        assert [one.speculation_depth for one in found] == busy
+    # Of the first windows it is the plain mean: (60 + 10 + 10) / 3 is still busy, (60 + 10 + 10 + 10) / 4 no more.
+    windows = [{"request_arrival_rate": rate} for rate in (60.0, 10.0, 10.0, 10.0)]
+    found = _told(windows, busy_rate=25.0, busy_depth=1.0, depth=3.0, rate_memory=0.02)
+    assert [one.speculation_depth for one in found] == [1, 1, 1, 3]
 
 
 def test_the_tier_is_raised_after_trouble_and_kept():

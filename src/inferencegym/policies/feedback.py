@@ -34,6 +34,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("headroom", 0.0, 0.4, 0.0, 10.0, "the share is at least so many times the KV in use..."),
     Parameter("margin", 0.0, 0.05, -1.0, 1.0, "...and so much more"),
     Parameter("busy_rate", 1000.0, 0.25, 0.01, 1000.0, "arrivals a second, fast average, above which it is busy"),
+    Parameter("rate_memory", 0.5, 0.15, 0.02, 1.0, "weight of the last window in the fast average; that of the slow one is 0.1"),
     Parameter("busy_windows", 1.0, 2.0, 1.0, 50.0, "windows that it counts as busy from then on"),
     Parameter("busy_floor", 0.3, 0.1, 0.1, 1.0, "least share while busy (no less than the floor)"),
     Parameter("busy_tier", 0.0, 0.7, 0.0, 2.0, "tier while busy, at least"),
@@ -60,20 +61,20 @@ HIGHS: Floats = np.array([one.high for one in PARAMETERS])
 #: Those that a search multiplies: its step is of the logarithm.
 FACTORS = ("queued", "busy_rate", "seats", "seats_back")
 #: Columns of a row's memory: see the kernel.
-MEMORY = 10
+MEMORY = 11
 
 _START, _FLOOR, _TOP, _MISSED, _UP_MISSED, _FULL, _UP_FULL, _QUEUED, _JUMP, _UP_JUMP, _ROOMY, _CALM_WINDOWS, _DOWN = range(13)  # fmt: skip
-_HEADROOM, _MARGIN, _BUSY_RATE, _BUSY_WINDOWS, _BUSY_FLOOR, _BUSY_TIER, _BUSY_DEPTH, _DEPTH, _TIER, _TIER_MOST = range(13, 23)  # fmt: skip
-_TROUBLE_SHARE, _TROUBLE_WINDOWS, _KEEP_WINDOWS, _TIER_CALM, _SEATS, _SEATS_CUT, _SEATS_BACK, _SPLIT, _PRIORITY = range(23, 32)  # fmt: skip
-_BEGUN, _RUNG, _CALM, _TROUBLE, _RAISED, _KEPT, _FAST, _SLOW, _BUSY_LEFT, _SEATS_NOW = range(MEMORY)
+_HEADROOM, _MARGIN, _BUSY_RATE, _RATE_MEMORY, _BUSY_WINDOWS, _BUSY_FLOOR, _BUSY_TIER, _BUSY_DEPTH, _DEPTH, _TIER, _TIER_MOST = range(13, 24)  # fmt: skip
+_TROUBLE_SHARE, _TROUBLE_WINDOWS, _KEEP_WINDOWS, _TIER_CALM, _SEATS, _SEATS_CUT, _SEATS_BACK, _SPLIT, _PRIORITY = range(24, 33)  # fmt: skip
+_BEGUN, _RUNG, _CALM, _TROUBLE, _RAISED, _KEPT, _FAST, _SLOW, _BUSY_LEFT, _SEATS_NOW, _WINDOWS = range(MEMORY)
 
 _SEEN_KV, _SEEN_SLO, _SEEN_SHARE = (COLUMNS.index(f"{name}") for name in ("kv_cache_occupancy", "slo_compliance_rate", "kv_budget_fraction"))  # fmt: skip
 _SEEN_QUEUE, _SEEN_RATE, _SEEN_PREEMPTIONS = (COLUMNS.index(f"{name}") for name in ("queue_depth", "request_arrival_rate", "preemptions"))  # fmt: skip
 _QUEUE_SPAN, _RATE_SPAN = (float(np.log1p(COLUMNS[i].high)) for i in (_SEEN_QUEUE, _SEEN_RATE))
 _MAY_SPLIT = OFFSETS[LEVERS.index("prefill_decode_split")] + GRID["prefill_decode_split"].index(1.0)
 _MOST_SEATS = GRID["batch_cap"][-1]
-#: Weights of the last window in the averages of the arrival rate.
-_FAST_WEIGHT, _SLOW_WEIGHT = 0.5, 0.1
+#: Weight of the last window in the slow average of the arrival rate.
+_SLOW_WEIGHT = 0.1
 #: Above this share steps are longer by that factor, as on the ladder of `slo-feedback`: 0.7, 0.85, 1.0.
 _BEND, _LONGER = 0.7, 1.5
 _NEARLY = 1e-9
@@ -151,10 +152,11 @@ def _one(p: Floats, m: Floats, seen: Float32s, levers: Floats) -> None:
 def _follow_rate(p: Floats, m: Floats, seen: Float32s) -> tuple[bool, bool]:
     """(the arrival rate has jumped, it is busy)."""
     rate = np.expm1(np.float64(seen[_SEEN_RATE]) * _RATE_SPAN)
-    if m[_SLOW] == 0.0:
-        m[_FAST] = m[_SLOW] = rate
-    m[_FAST] += _FAST_WEIGHT * (rate - m[_FAST])
-    m[_SLOW] += _SLOW_WEIGHT * (rate - m[_SLOW])
+    if rate > 0.0 or m[_WINDOWS] > 0.0:
+        # Plain means at first, so that the first window does not weigh the most.
+        m[_WINDOWS] += 1.0
+        m[_FAST] += max(p[_RATE_MEMORY], 1.0 / m[_WINDOWS]) * (rate - m[_FAST])
+        m[_SLOW] += max(_SLOW_WEIGHT, 1.0 / m[_WINDOWS]) * (rate - m[_SLOW])
     if m[_FAST] > p[_BUSY_RATE]:
         m[_BUSY_LEFT] = np.floor(p[_BUSY_WINDOWS] + 0.5)
     else:
