@@ -118,12 +118,13 @@ def test_a_program_that_is_not_there_is_named(tmp_path):
 def test_it_is_started_again_when_it_dies_and_its_orphans_are_ended(tmp_path):
     async def main():
         told = []
-        process = server(tmp_path, first_pause_s=0.01, on_exit=told.append)
+        process = server(tmp_path, first_pause_s=0.01, on_change=lambda well, problem: told.append((well, problem)))
         await process.start()
         first = numbers(tmp_path)
         os.kill(first[0], signal.SIGKILL)
         await until(lambda: process.restarts == 1 and process.state == "running")
-        assert "ended with -9" in told[0]
+        assert [well for well, _ in told] == [False, True]
+        assert "ended with -9" in told[0][1]
         assert numbers(tmp_path)[0] != first[0]
         assert process.pid == numbers(tmp_path)[0]
         await until(lambda: not alive(first[1]))

@@ -33,6 +33,7 @@ _LARGE_BODY_BYTES = 1 << 20
 #: How long the end of a stream may come after `[DONE]` before the connection is given up.
 _END_S = 0.1
 
+_DONE = b"[DONE]"
 _ASK_USAGE = b',"stream_options":{"include_usage":true}}'
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _OPTIONS = msgspec.json.Decoder(dict[str, Any])
@@ -68,6 +69,7 @@ class OpenAI:
         self._answers: set[HttpAnswer] = set()
         self.gate: asyncio.Event | None = None
         """While it is there and not set, requests wait before they go out."""
+        self._gated = 0
         self.set_url(url)
 
     def set_url(self, url: str) -> None:
@@ -169,8 +171,8 @@ class OpenAI:
         """Hand a request over."""
         return HttpAnswer(self, ask)
 
-    def answer_ended(self) -> None:
-        """One answer fewer is under way; for kinds that wait for that."""
+    def moved(self) -> None:
+        """An answer ended, or waits at the gate; for kinds that wait for the last one."""
 
     def request(self, ask: Ask) -> tuple[URL, bytes, CIMultiDict[str], bool]:
         """(URL, body, headers, whether the usage event is only for us) of a request: the body as it came but for the model's name and the usage."""
@@ -188,7 +190,12 @@ class OpenAI:
     async def post(self, url: URL, body: bytes, headers: CIMultiDict[str], stream: bool) -> aiohttp.ClientResponse:
         """The response, as far as its head; once more on a new connection where an idle one turned out to be closed."""
         if self.gate is not None:
-            await self.gate.wait()
+            self._gated += 1
+            self.moved()
+            try:
+                await self.gate.wait()
+            finally:
+                self._gated -= 1
         session = self.open_session(stream)
         for last in (False, True):
             data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
@@ -256,6 +263,10 @@ class HttpAnswer:
             except BackendError:
                 self._finish(reusable=False)
                 raise
+
+    def ready(self) -> bool:
+        """Whether an event lies here."""
+        return bool(self._events) and self._events[0] != _DONE
 
     def abort(self) -> None:
         """Close the connection, whatever has come so far."""
@@ -338,7 +349,7 @@ class HttpAnswer:
         return piece_of(event, body, whole=True)
 
     def _read(self, raw: bytes) -> Piece | None:
-        if raw == b"[DONE]":
+        if raw == _DONE:
             self._done()
             return None
         event = read_event(raw)
@@ -407,7 +418,7 @@ class HttpAnswer:
         else:
             self._hang_up()
         self._backend._answers.discard(self)
-        self._backend.answer_ended()
+        self._backend.moved()
 
 
 def _with_usage(body: bytes) -> tuple[bytes, bool]:

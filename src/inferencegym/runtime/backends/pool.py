@@ -137,6 +137,11 @@ class Pool:
             if well or bad >= 2:
                 self._turn(member, well, "" if well else "its health check fails")
 
+    def tell(self, backend: Backend, well: bool, problem: str) -> None:
+        """A backend says itself that it went away, came back, or takes another number of requests."""
+        self._turn(self._by_backend[id(backend)], well, problem)
+        self._changed()
+
     def _turn(self, member: Member, well: bool, problem: str) -> None:
         member.problem = problem
         if member.healthy != well:
@@ -166,8 +171,7 @@ class Pool:
 
     def ready(self) -> bool:
         """Whether some backend would get a request now."""
-        now_s = asyncio.get_running_loop().time()
-        return any(member.healthy and member.breaker.can_take(now_s) for member in self.members)
+        return any(self.usable(member.backend) for member in self.members)
 
     def usable(self, backend: Backend) -> bool:
         """Whether it may be given a request now: it is well, and its breaker lets one through."""

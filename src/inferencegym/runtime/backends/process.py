@@ -33,16 +33,16 @@ class ServerProcess:
     def __init__(
         self, name: str, command: Callable[[], Sequence[str]], ready: Callable[[], Awaitable[bool]], *, env: Mapping[str, str] | None = None,
         log: Path | None = None, start_timeout_s: float = 600.0, stop_timeout_s: float = 10.0, most_restarts: int = 5,
-        first_pause_s: float = 0.5, longest_pause_s: float = 30.0, stable_s: float = 60.0, on_exit: Callable[[str], None] | None = None,
+        first_pause_s: float = 0.5, longest_pause_s: float = 30.0, stable_s: float = 60.0, on_change: Callable[[bool, str], None] = lambda well, problem: None,
     ) -> None:  # fmt: skip
-        """`command` is asked at each start; `ready` tells whether it serves; `env` is the whole environment (None: ours); `on_exit` hears why it died.
+        """`command` is asked at each start; `ready` tells whether it serves; `env` is the whole environment (None: ours); `on_change` hears (False, why) when it died and (True, "") when it is back.
 
         `most_restarts` in a row are tried, with pauses that double; a process that ran for `stable_s` begins a new row.
         """
         self.name, self._command, self._ready, self._env = name, command, ready, env
         self._start_timeout_s, self._stop_timeout_s = start_timeout_s, stop_timeout_s
         self._most_restarts, self._first_pause_s, self._longest_pause_s = most_restarts, first_pause_s, longest_pause_s
-        self._stable_s, self._on_exit = stable_s, on_exit
+        self._stable_s, self._on_change = stable_s, on_change
         self.log = log or Path(tempfile.mkdtemp(prefix="inferencegym-")) / f"{name}.log"
         self.state = "stopped"
         self.problem = ""
@@ -143,8 +143,7 @@ class ServerProcess:
             self._failed(f"ended with {code}")
             self.state = "waiting"
             await self._end()
-            if self._on_exit is not None:
-                self._on_exit(self.problem)
+            self._on_change(False, self.problem)
             if loop.time() - since_s >= self._stable_s:
                 in_a_row = 0
             while True:
@@ -156,6 +155,7 @@ class ServerProcess:
                 self.restarts += 1
                 try:
                     await self._launch()
+                    self._on_change(True, "")
                     break
                 except BackendError as error:
                     self.state, self.problem = "waiting", error.message
