@@ -132,8 +132,9 @@ class Imitate:
     """Training episodes played for a round."""
     labels: int = 30
     """Decisions of each episode, on average, that are learned from. A planner is asked at these only."""
-    beta: float = 0.0
-    """Of round i, counted from 0, the teacher drives a share beta^i of the episodes: the first round's all."""
+    beta: float = 0.5
+    """Of round i, counted from 0, the teacher drives a share beta^i of the episodes: the first round's all. 1: it always drives, which a
+    teacher needs whose memory is of its own last command."""
     smoothing: float = 0.05
     """Part of the target that is spread over all that was allowed, so that fine-tuning still has odds to move."""
     epochs: int = 20

@@ -216,7 +216,7 @@ class _Training:
         if before // every < now // every or now >= self.config.steps:
             notes, arrays = self._candidate()
             value, late = _value(notes), notes.more.get(_DELAYED)
-            if self.best is None or value > _value(self.best[0]):
+            if self.best is None or _worth(notes) > _worth(self.best[0]):
                 self.best, self.worse = (notes, arrays), 0
                 save(self.folder / POLICY, notes, arrays)
             else:
@@ -250,7 +250,7 @@ class _Training:
         """The best policy's notes. A training that was cut short between two validations may have a better one in hand; the curve does not know it."""
         if ended in ("time", "stopped") and (not self.curve or self.curve[-1]["validation"] is None):
             notes, arrays = self._candidate()
-            if self.best is None or _value(notes) > _value(self.best[0]):
+            if self.best is None or _worth(notes) > _worth(self.best[0]):
                 save(self.folder / POLICY, notes, arrays)
                 return notes
         assert self.best is not None, "the last step of a training is validated"
@@ -392,6 +392,13 @@ def _resumed(config: TrainConfig | None, header: dict[str, Any], file: Path) -> 
 def _value(notes: Notes) -> float:
     assert notes.validation is not None, "candidates are validated"
     return notes.validation
+
+
+def _worth(notes: Notes) -> float:
+    """What chooses: the value on validation scenarios; of a training with delays, its mean with the one with old news, or the best would be who
+    does without."""
+    late = notes.more.get(_DELAYED)
+    return _value(notes) if late is None else (_value(notes) + float(late)) / 2
 
 
 def _cells(row: dict[str, float | None], columns: tuple[str, ...]) -> list[str]:
