@@ -26,6 +26,8 @@ p.n_ctx, p.n_parallel, p.kv_unified, p.n_batch, p.n_ubatch, p.verbosity = 8192, 
 p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
 done = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: done.set())
+# The pipe ends with whoever started this, however that ended.
+threading.Thread(target=lambda: (sys.stdin.read(), done.set()), daemon=True).start()
 server = x.Server(p)
 done.wait()
 """
@@ -71,7 +73,7 @@ def running(python: Path, gguf: Path, *, slots: int = 4) -> Iterator[str]:
     # A session of its own: the kernel shares the processor out by session.
     process = subprocess.Popen(
         [str(python), "-c", SERVE, str(gguf), str(port), str(slots)],
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         until_healthy(process, f"http://127.0.0.1:{port}", 60)
@@ -83,3 +85,4 @@ def running(python: Path, gguf: Path, *, slots: int = 4) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        process.stdin.close()

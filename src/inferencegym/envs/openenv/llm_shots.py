@@ -37,7 +37,7 @@ class Decision:
     """Dense: int64[] (paging) or float64[6] (knobs; NaN leaves a knob as it is)."""
 
 
-class _Watched:
+class Watched:
     """An actor whose every decision is kept; plays as a planner does, so that it is handed the batch with its mask."""
 
     def __init__(self, actor: Any, task: Task) -> None:
@@ -45,9 +45,11 @@ class _Watched:
         self.decisions: list[Decision] = []
 
     def start(self, seed: int) -> None:
+        """As the actor begins."""
         self._actor.start(seed)
 
     def decide(self, batch: Batch) -> Any:
+        """The actor's action."""
         seen, mask = batch.observations[0].copy(), batch.masks[0].copy()
         planner = getattr(self._actor, "decide", None)
         action = planner(batch) if planner else self._actor.act(seen, mask)
@@ -70,7 +72,7 @@ def guide_of(task: Task) -> str:
 
 def decisions(task: Task, guide: str, scenarios: Sequence[int] = SCENARIOS) -> list[Decision]:
     """Every decision of a policy in episodes of the *training* split."""
-    watched = _Watched(actors.actor(guide, task), task)
+    watched = Watched(actors.actor(guide, task), task)
     for scenario in scenarios:
         record(task, watched, split="train", scenario=scenario)
     return watched.decisions
