@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from inferencegym.envs import catalogue
 from inferencegym.envs.batch import Task
+from inferencegym.envs.serve_task import ServeTask
 from inferencegym.envs.splits import SPLIT_SIZE
 from inferencegym.ground.errors import ConfigError, UnknownNameError
 from inferencegym.learn.randomise import Randomise, from_mapping
@@ -300,9 +301,13 @@ def defaults(task: str, algorithm: str | None = None, encoding: str | None = Non
         task=task, algorithm=algorithm, encoding=encoding, settings=ALGORITHMS[algorithm](),
         **(_PAGING if paging else _KNOBS),
     )  # fmt: skip
+    if algorithm == "feedback" and isinstance(found, ServeTask) and found.file.traffic.source == "trace":
+        base = replace(base, randomise=_OTHER_HOURS)
     return base.with_(**(_OF_PAGING if paging else _OF_KNOBS)[algorithm])
 
 
+#: The training part of a trace is a few hours or minutes at one load; what comes after it has another.
+_OTHER_HOURS = Randomise(rate=(0.75, 1.5))
 _PAGING: dict[str, Any] = {"steps": 2_000_000, "rows": 64, "validation_scenarios": 8, "validate_every": 100_000}
 _KNOBS: dict[str, Any] = {"steps": 200_000, "rows": 16, "validation_scenarios": 16, "validate_every": 10_000, "scenarios": 100}  # fmt: skip
 _OF_PAGING: dict[str, dict[str, Any]] = {
@@ -339,7 +344,7 @@ _OF_KNOBS: dict[str, dict[str, Any]] = {
     "imitate": {"steps": 20_000, "validate_every": 1, "validation_scenarios": 32, "scenarios": SPLIT_SIZE},
     "feedback": {
         "steps": 2_000_000,
-        "rows": 112,
+        "rows": 84,
         "validation_scenarios": 32,
         "validate_every": 60_000,
         "scenarios": 4096,
