@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from inferencegym.runtime.ports import Ask, Backend, BackendError, Clock, Queue
+from inferencegym.runtime.queues import change_queue
 from inferencegym.runtime.settings import DispatchSettings
 
 #: Requests in flight to a backend that does not say how many it takes.
@@ -63,10 +64,6 @@ class Lane:
         self.queue, self.seats = queue, seats
         self.timer: asyncio.TimerHandle | None = None
         self.pumping = False
-
-    def free(self) -> int:
-        """Seats that are free, whether or not their backends are well."""
-        return sum(max(0, seat.limit - seat.used) for seat in self.seats)
 
 
 class Dispatcher:
@@ -121,10 +118,14 @@ class Dispatcher:
         """Requests that wait, in all lanes."""
         return sum(len(lane.queue) for lane in self._lanes.values())
 
-    def free(self) -> int:
-        """Free seats at all backends, the caps over all of them counted in."""
-        seats = sum(max(0, seat.limit - seat.used) for seat in self.seats)
-        return seats if self.total_cap == math.inf else max(0, min(seats, int(self.total_cap) - self.in_flight))
+    def would_wait(self, model: str) -> bool:
+        """Whether a request would find no free seat, or others before it. Waiting for the rest of a batch is not meant."""
+        lane = self.lane(model)
+        if lane is None or self.in_flight >= self.total_cap or self.kv_tokens >= self.kv_tokens_cap:
+            return True
+        if len(lane.queue) and not self._settings.batching:
+            return True
+        return not any(s.used < s.limit and self._chooser.usable(s.backend) for s in lane.seats)
 
     def any_usable(self, lane: Lane) -> bool:
         """Whether a backend of the lane would take requests at all, now or when a seat is free."""
@@ -143,9 +144,7 @@ class Dispatcher:
         self._make_queue = make_queue
         now_s = self._clock()
         for lane in self._lanes.values():
-            old, lane.queue = lane.queue, make_queue()
-            for ask in old.waiting():
-                lane.queue.push(ask, now_s)
+            lane.queue = change_queue(lane.queue, make_queue(), now_s)
 
     def renew(self) -> None:
         """A backend came, went, or came back another one."""

@@ -10,6 +10,7 @@ No task belongs to a flow: who reads it waits in `next`; clients, timers and bac
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,7 +33,7 @@ class Flow:
     """A request under way. `next` until it gives None; `leave` when nobody reads any more."""
 
     __slots__ = ("_gateway", "_patience", "_timer", "_waiter", "answer", "ask", "code", "dispatched_s", "enqueued_s", "failure", "finish_s", "first_s",
-                 "lane", "outcome", "output_tokens", "over", "seat", "tried", "usage")  # fmt: skip
+                 "lane", "on_fail", "outcome", "output_tokens", "over", "seat", "tried", "usage")  # fmt: skip
 
     def __init__(self, gateway: Gateway, ask: Ask, lane: Lane) -> None:
         self._gateway, self.ask, self.lane = gateway, ask, lane
@@ -50,6 +51,8 @@ class Flow:
         """Tokens as they came."""
         self.enqueued_s = gateway.clock()
         self.dispatched_s = self.first_s = self.finish_s = float("nan")
+        self.on_fail: Callable[[], None] | None = None
+        """Called when it ends by `fail`, for a reader that may be stuck elsewhere."""
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -60,7 +63,8 @@ class Flow:
         """The next piece; None when it has ended. ApiError when it ended badly; what came before stands."""
         while True:
             if self.over:
-                return self._told()
+                self._tell()
+                return None
             answer = self.answer
             if answer is None:
                 await self._seated()
@@ -70,7 +74,6 @@ class Flow:
             except StopAsyncIteration:
                 if not self.over:
                     self._end(Outcome.OK)
-                return self._told()
             except BackendError as error:
                 if not self.over:
                     self._broke(error)
@@ -93,6 +96,8 @@ class Flow:
         if not self.over:
             outcome = Outcome.REJECTED if self.seat is None and not self.tried else Outcome.FAILED
             self._end(outcome, failure.code, failure)
+            if self.on_fail is not None:
+                self.on_fail()
 
     def usage_now(self) -> Usage:
         """Tokens so far: the backend's count, else ours."""
@@ -100,9 +105,8 @@ class Flow:
 
     def overhead_s(self, now_s: float) -> float:
         """Time since the request's head that neither the queue nor the backend had."""
-        if self.first_s != self.first_s:
-            return self.enqueued_s - self.ask.arrival_s
-        return now_s - self.ask.arrival_s - (self.first_s - self.enqueued_s)
+        since_s = self.finish_s if self.over else self.first_s
+        return self.enqueued_s - self.ask.arrival_s + (now_s - since_s if since_s == since_s else 0.0)
 
     # --- who drives ------------------------------------------------------------------------------------------------------
 
@@ -115,6 +119,7 @@ class Flow:
         self.seat = seat
         self.dispatched_s = gateway.clock()
         gateway.recorder.scheduled(self.ask, self.dispatched_s, seat.number)
+        gateway.admission.began(self.ask, gateway.dispatcher.in_flight)
         self.answer = seat.backend.submit(self.ask)
         self._wake()
 
@@ -137,7 +142,7 @@ class Flow:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _told(self) -> None:
+    def _tell(self) -> None:
         if self.failure is not None:
             raise self.failure
 
@@ -146,6 +151,7 @@ class Flow:
         if self.first_s != self.first_s:
             self.first_s = gateway.clock()
             gateway.recorder.scheduled(ask, answer.scheduled_s, self.seat.number if self.seat else 0)
+            gateway.admission.first_token(ask, gateway.dispatcher.in_flight)
         if piece.usage is not None:
             self.usage = piece.usage
         if piece.tokens:

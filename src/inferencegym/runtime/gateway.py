@@ -7,17 +7,19 @@ runs in a test's process under virtual time. Times are seconds of `clock`, which
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from inferencegym.metrics.record import Outcome
 from inferencegym.runtime import wire
+from inferencegym.runtime.admission import Admission
 from inferencegym.runtime.dispatch import Chooser, Dispatcher, Lane, Seats
 from inferencegym.runtime.errors import ApiError, bad_request, overloaded
 from inferencegym.runtime.flow import Flow
 from inferencegym.runtime.ports import CHAT, COMPLETIONS, Ask, Backend, Clock, Queue
+from inferencegym.runtime.queues import make_queue
 from inferencegym.runtime.recorder import Recorder
-from inferencegym.runtime.settings import Key, QueueSettings, ServiceClass, Settings
+from inferencegym.runtime.settings import Key, Settings
 
 #: When to come back to a gateway that drains: another replica should have taken over by then.
 RETRY_DRAINING_S = 1.0
@@ -44,40 +46,6 @@ class Pool(Chooser, Protocol):
         """From the next request on."""
 
 
-class Admission(Protocol):
-    """Who is let in."""
-
-    def admit(self, ask: Ask, view: View) -> None:
-        """ApiError 429 or 503 if not."""
-
-    def release(self, ask: Ask, output_tokens: int) -> None:
-        """It ended; what it took is settled."""
-
-    def retry_after_s(self, view: View) -> float:
-        """When it is worth to come back."""
-
-    def limit_headers(self, ask: Ask) -> list[tuple[bytes, bytes]]:
-        """`x-ratelimit-*` of whoever asks."""
-
-    def change(self, settings: Settings) -> None:
-        """New limits, from now on."""
-
-
-class View(Protocol):
-    """What admission may know of the gateway."""
-
-    clock: Clock
-
-    def waiting(self) -> int:
-        """Requests that wait."""
-
-    def in_flight(self) -> int:
-        """Requests that have a seat."""
-
-    def free_seats(self) -> int:
-        """Seats that are free."""
-
-
 @dataclass(slots=True)
 class Head:
     """What a request's headers say."""
@@ -93,22 +61,20 @@ class Head:
     key: Key | None = None
 
 
-MakeQueue = Callable[[QueueSettings, Sequence[ServiceClass], dict[str, float]], Queue]
-
-
 class Gateway:
     """The gateway without its HTTP."""
 
-    def __init__(self, settings: Settings, pool: Pool, recorder: Recorder, admission: Admission, make_queue: MakeQueue, clock: Clock) -> None:  # fmt: skip
-        self.settings, self.pool, self.recorder, self.admission, self.clock = settings, pool, recorder, admission, clock
-        self._make_queue = make_queue
+    def __init__(self, settings: Settings, pool: Pool, recorder: Recorder, clock: Clock) -> None:  # fmt: skip
+        self.settings, self.pool, self.recorder, self.clock = settings, pool, recorder, clock
         self._own_caps = {b.name: b.max_concurrency for b in settings.backends}
         self._classes = {c.name: number for number, c in enumerate(settings.classes)}
         self.dispatcher = Dispatcher(pool, self._new_queue, settings.dispatch, self._own_cap, clock, self._hand_over)
+        self.admission = Admission(settings, clock, self.limit)
         self._flows: dict[Ask, Flow] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._idle: list[asyncio.Future[None]] = []
         self.draining = False
+        self.started = False
         self.retries = 0
         """Requests that were handed to another backend."""
 
@@ -119,25 +85,29 @@ class Gateway:
         number = self._class_of(head)
         mine, queue = self.settings.classes[number], self.settings.queue
         ttl_s = min(queue.ttl_s, head.ttl_s, queue.ttl_s if mine.ttl_s is None else mine.ttl_s)
-        sampled = not isinstance(fields, wire.Embedding)
+        stream = not isinstance(fields, wire.Embedding) and bool(fields.stream)
         return Ask(
             id=head.id, endpoint=endpoint, model=fields.model, body=body, fields=fields,
             prompt_tokens=wire.prompt_tokens(fields), max_tokens=wire.answer_limit(fields),
-            stream=bool(sampled and fields.stream), arrival_s=arrival_s, priority=mine.priority + (fields.priority or 0),
+            stream=stream, arrival_s=arrival_s, priority=mine.priority + (fields.priority or 0),
             slo_class=number, tenant=head.key.name if head.key else head.tenant, deadline_s=arrival_s + ttl_s,
             slo_ttft_s=mine.ttft_slo_s, session=head.session or fields.user or wire.beginning(fields),
             traceparent=head.traceparent, no_queue=head.no_queue,
         )  # fmt: skip
 
-    def submit(self, ask: Ask, timeout_s: float = float("inf")) -> Flow:
-        """Let a request in. ApiError: why not, and when to come back. `timeout_s`: the client's own patience, to its last token."""
+    def submit(self, ask: Ask, timeout_s: float = float("inf"), *, shared: bool = False) -> Flow:
+        """Let a request in. ApiError: why not, and when to come back.
+
+        timeout_s : the client's own patience, to its last token
+        shared : its rates have been counted for all gateways together
+        """
         lane = self.dispatcher.lane(ask.model)
         if lane is None:
             raise ApiError(404, "model_not_found", f"There is no model '{ask.model}' here; there are: {', '.join(self.pool.models())}", "model")  # fmt: skip
         for seat in lane.seats:
             wire.refuse_what_it_cannot(ask.fields, ask.endpoint, seat.able, seat.backend.name)
         try:
-            self._let_in(ask, lane)
+            self._let_in(ask, lane, shared)
         except ApiError as error:
             self.recorder.reject(ask, error.code)
             raise
@@ -149,12 +119,16 @@ class Gateway:
             self._waits(flow)
         return flow
 
-    def _let_in(self, ask: Ask, lane: Lane) -> None:
+    def _let_in(self, ask: Ask, lane: Lane, shared: bool) -> None:
         if self.draining:
-            raise overloaded("The server is shutting down; another one will take the request", RETRY_DRAINING_S, "draining")
+            raise overloaded(
+                "The server is shutting down; another one will take the request", RETRY_DRAINING_S, "draining"
+            )
+        if not self.started:
+            raise overloaded("The backends are starting", RETRY_NO_BACKEND_S, "starting")
         if not self.dispatcher.any_usable(lane) and not any(seat.used for seat in lane.seats):
             raise overloaded(f"No backend of model '{ask.model}' is well now", RETRY_NO_BACKEND_S, "no_backend")
-        self.admission.admit(ask, self)
+        self.admission.admit(ask, self, shared=shared)
 
     def _class_of(self, head: Head) -> int:
         name = (head.key.slo_class if head.key else "") or head.slo_class
@@ -162,20 +136,15 @@ class Gateway:
             return 0
         number = self._classes.get(name)
         if number is None:
-            raise bad_request(f"There is no service class '{name}'; there are: {', '.join(self._classes)}", "x-slo-class")
+            raise bad_request(
+                f"There is no service class '{name}'; there are: {', '.join(self._classes)}", "x-slo-class"
+            )
         return number
 
     def _waits(self, flow: Flow) -> None:
         """It found no seat: it waits as long as it may."""
-        if flow.ask.no_queue:
-            failure = overloaded("All seats are taken, and the request asked not to wait", self._retry_after_s(), "no_free_seat")
-            flow.fail(failure)
-            raise failure
         told = f"The request waited {flow.ask.deadline_s - flow.ask.arrival_s:g} s and found no free seat"
-        flow.wait_until(flow.ask.deadline_s, overloaded(told, self._retry_after_s(), "queue_timeout"))
-
-    def _retry_after_s(self) -> float:
-        return self.admission.retry_after_s(self)
+        flow.wait_until(flow.ask.deadline_s, overloaded(told, self.admission.retry_after_s(self), "queue_timeout"))
 
     def _hand_over(self, ask: Ask, seat: Seats) -> None:
         self._flows[ask].begin(seat)
@@ -185,7 +154,9 @@ class Gateway:
         assert flow.outcome is not None, "a flow that ended has an outcome"
         del self._flows[flow.ask]
         self.recorder.finish(flow.ask, flow.outcome, flow.usage, reason=flow.code)
-        self.admission.release(flow.ask, flow.usage_now().completion_tokens)
+        self.admission.release(
+            flow.ask, flow.usage_now().completion_tokens, in_flight=self.dispatcher.in_flight, whole=flow.outcome is Outcome.OK
+        )  # fmt: skip
         if not self._flows:
             for future in self._idle:
                 if not future.done():
@@ -223,9 +194,14 @@ class Gateway:
         """Requests that have a seat."""
         return self.dispatcher.in_flight
 
-    def free_seats(self) -> int:
-        """Seats that are free."""
-        return self.dispatcher.free()
+    def would_wait(self, ask: Ask) -> bool:
+        """Whether a request would find no free seat, or others of its queue before it."""
+        return self.dispatcher.would_wait(ask.model)
+
+    def limit(self, requests: float) -> None:
+        """No more requests in flight than that, to all backends together: what an adaptive limit learned."""
+        self.dispatcher.total_cap = requests
+        self.dispatcher.pump()
 
     def under_way(self) -> int:
         """Requests that were let in and have not ended."""
@@ -233,11 +209,13 @@ class Gateway:
 
     def ready(self) -> bool:
         """Whether it takes requests: not draining, and some backend is well."""
-        return not self.draining and self.pool.ready()
+        return self.started and not self.draining and self.pool.ready()
 
     def endpoints(self) -> frozenset[str]:
         """Endpoints that some backend has."""
-        return frozenset().union(*(seat.able.endpoints for seat in self.dispatcher.seats)) or frozenset({CHAT, COMPLETIONS})
+        return frozenset().union(*(seat.able.endpoints for seat in self.dispatcher.seats)) or frozenset(
+            {CHAT, COMPLETIONS}
+        )
 
     # --- its life --------------------------------------------------------------------------------------------------------
 
@@ -245,15 +223,20 @@ class Gateway:
         """Start the backends. ConfigError, BackendError: what is missing."""
         await self.pool.start()
         self.dispatcher.renew()
+        self.started = True
 
     async def stop(self) -> None:
         """End all: what is still under way is told so."""
         self.drain()
-        for flow in list(self._flows.values()):
-            flow.fail(ApiError(503, "shutdown", "The server has shut down", retry_after_s=RETRY_DRAINING_S))
+        self.end_all(ApiError(503, "shutdown", "The server has shut down", retry_after_s=RETRY_DRAINING_S))
         if self._sweep is not None:
             self._sweep.cancel()
         await self.pool.stop()
+
+    def end_all(self, failure: ApiError) -> None:
+        """Whatever is under way ends with this error."""
+        for flow in list(self._flows.values()):
+            flow.fail(failure)
 
     def drain(self) -> None:
         """Take nothing new; what was let in goes on."""
@@ -285,7 +268,7 @@ class Gateway:
         self.dispatcher.change(new.dispatch)
 
     def _new_queue(self) -> Queue:
-        return self._make_queue(self.settings.queue, self.settings.classes, self.settings.weights())
+        return make_queue(self.settings.queue, self.settings.classes, self.settings.weights())
 
     def _own_cap(self, backend: Backend) -> int | None:
         return self._own_caps.get(backend.name)
@@ -293,4 +276,3 @@ class Gateway:
 
 def _out_of_time(limit_s: float) -> ApiError:
     return ApiError(504, "deadline_exceeded", f"The request took longer than {limit_s:g} s")
-

@@ -34,7 +34,7 @@ def error_event(error: ApiError) -> bytes:
 class Events:
     """The events of one streamed answer."""
 
-    __slots__ = ("_ask", "_begun", "_chat", "_continuous", "_head", "_tail", "_usage")
+    __slots__ = ("_ask", "_begun", "_chat", "_continuous", "_head", "_raw", "_tail", "_usage")
 
     def __init__(self, ask: Ask) -> None:
         options = None if isinstance(ask.fields, Embedding) else ask.fields.stream_options
@@ -45,19 +45,21 @@ class Events:
         # Where usage was asked for, every event has the field, and all but the last say null.
         self._tail = b'}],"usage":null}\n\n' if self._usage else b"}]}\n\n"
         self._begun: set[int] = set()
+        self._raw = False
 
     def event(self, piece: Piece, usage: Usage) -> bytes:
         """A piece as one event; empty where it has nothing for the client. `usage`: so far."""
         if piece.raw is not None:
+            self._raw = True
             return b"data: " + piece.raw + b"\n\n"
         if not piece.text and piece.finish_reason is None:
             return b""
         tail = b'}],"usage":' + usage_json(usage) + b"}\n\n" if self._continuous else self._tail
         return self._head + _choice(piece, self._chat, self._role(piece.index)) + tail
 
-    def end(self, usage: Usage, said: bool) -> bytes:
-        """The events after the last piece. `said`: the backend has told the usage itself, if it was asked for."""
-        if not self._usage or said:
+    def end(self, usage: Usage) -> bytes:
+        """The events after the last piece. A backend that speaks OpenAI's language has told the usage itself, if it was asked for."""
+        if not self._usage or self._raw:
             return DONE
         return self._head + b'],"usage":' + usage_json(usage) + b"}\n\n" + DONE
 

@@ -185,14 +185,18 @@ def refuse_what_it_cannot(fields: Fields, endpoint: str, able: Capabilities, nam
     """ApiError 400 if the backend `name` could not honour the request."""
     if endpoint not in able.endpoints:
         allowed = ", ".join(sorted(able.endpoints))
-        raise bad_request(f"Model '{fields.model}' has no {endpoint} here; it has: {allowed}", code="unsupported_endpoint")
+        raise bad_request(
+            f"Model '{fields.model}' has no {endpoint} here; it has: {allowed}", code="unsupported_endpoint"
+        )
     if able.fields is None or isinstance(fields, Embedding):
         return
     for field in STRUCTURAL - able.fields:
         value = getattr(fields, field, None)
         if value is not None and value not in _NOTHING.get(field, ()):
             raise bad_request(
-                f"'{field}' is not supported by the backend '{name}' of model '{fields.model}'", field, "unsupported_parameter"
+                f"'{field}' is not supported by the backend '{name}' of model '{fields.model}'",
+                field,
+                "unsupported_parameter",
             )
     if isinstance(fields, Completion) and prompts(fields.prompt) > 1 and "prompts" not in able.fields:
         raise bad_request(f"The backend '{name}' takes one prompt a request", "prompt", "unsupported_parameter")

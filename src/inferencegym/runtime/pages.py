@@ -1,0 +1,227 @@
+"""Everything the server answers itself: models, health, metrics, the live configuration, drain, and the description of it all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from inferencegym import __version__
+from inferencegym.runtime.app import Call, Page, Reply
+from inferencegym.runtime.errors import ApiError, bad_request
+from inferencegym.runtime.gateway import Gateway
+from inferencegym.runtime.openapi import document
+from inferencegym.runtime.wire import not_json
+
+_encode = msgspec.json.Encoder().encode
+#: Seconds after which a gateway that drains, or has no backend, may be asked again.
+_RETRY_S = 2.0
+
+
+class Metrics(Protocol):
+    """What is counted, for whoever scrapes."""
+
+    def prometheus(self) -> str:
+        """In Prometheus' text format."""
+
+    def json(self) -> Mapping[str, Any]:
+        """The same as an object."""
+
+
+class Live(Protocol):
+    """Settings that change while it runs."""
+
+    def get(self) -> Mapping[str, Any]:
+        """Settings, bounds, version."""
+
+    def patch(self, changes: Mapping[str, Any], *, who: str, reason: str = "", expect: int | None = None, dry_run: bool = False) -> Mapping[str, Any]:  # fmt: skip
+        """Change some, all or none. ApiError, ConfigError."""
+
+    def revert(self, version: int, *, who: str, reason: str = "", expect: int | None = None) -> Mapping[str, Any]:
+        """Back to a version."""
+
+    def audit(self) -> list[Mapping[str, Any]]:
+        """Who changed what, when, why."""
+
+
+class Change(msgspec.Struct):
+    """The body of `PATCH /v1/runtime/config`."""
+
+    changes: dict[str, Any]
+    """Dotted names to new values, or sections as objects."""
+    reason: str = ""
+    dry_run: bool = False
+    version: int | None = None
+    """The version that the change was made for; 409 if it is not the one in force."""
+
+
+class Revert(msgspec.Struct):
+    """The body of `POST /v1/runtime/config/revert`."""
+
+    to: int
+    reason: str = ""
+    version: int | None = None
+
+
+def read(body: bytes, kind: type[Any]) -> Any:
+    """A page's body. ApiError 400."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise bad_request(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise not_json(error) from error
+
+
+class Pages:
+    """The pages of one gateway."""
+
+    def __init__(self, gateway: Gateway, live: Live | None, metrics: Metrics | None) -> None:
+        self._gateway, self._live, self._metrics = gateway, live, metrics
+        self._born = int(time.time())
+        self._document: bytes | None = None
+
+    def table(self, more: Mapping[str, Mapping[str, Page]] | None = None) -> dict[str, Mapping[str, Page]]:
+        """Path to method to page."""
+        table: dict[str, Mapping[str, Page]] = {
+            "/v1/models": {"GET": self.models},
+            "/v1/models/*": {"GET": self.model},
+            "/health": {"GET": self.ready},
+            "/readyz": {"GET": self.ready},
+            "/livez": {"GET": self.live},
+            "/ping": {"GET": self.live},
+            "/version": {"GET": self.version},
+            "/openapi.json": {"GET": self.openapi},
+            "/v1/runtime/drain": {"GET": _admin(self.drain_state), "POST": _admin(self.drain), "DELETE": _admin(self.resume)},
+        }  # fmt: skip
+        if self._metrics is not None:
+            table["/metrics"] = {"GET": self.metrics}
+        if self._live is not None:
+            table["/v1/runtime/config"] = {"GET": _admin(self.config), "PATCH": _admin(self.change)}
+            table["/v1/runtime/config/revert"] = {"POST": _admin(self.revert)}
+            table["/v1/runtime/config/audit"] = {"GET": _admin(self.audit)}
+        return table | (dict(more) if more else {})
+
+    async def models(self, call: Call) -> Reply:
+        """The names that can be asked for."""
+        call.app.keyring.find(call.headers.get(b"authorization"))
+        return Reply(_encode({"object": "list", "data": [self._model(name) for name in self._gateway.pool.models()]}))
+
+    async def model(self, call: Call) -> Reply:
+        """One of them: `/v1/models/NAME`."""
+        call.app.keyring.find(call.headers.get(b"authorization"))
+        name = call.path.removeprefix("/v1/models/")
+        if name not in self._gateway.pool.models():
+            raise ApiError(404, "model_not_found", f"There is no model '{name[:200]}' here", "model")
+        return Reply(_encode(self._model(name)))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        lengths = [s.able.max_model_len for s in self._gateway.dispatcher.seats if name in s.backend.models]
+        known = [length for length in lengths if length is not None]
+        more = {"max_model_len": min(known)} if known else {}
+        return {"id": name, "object": "model", "created": self._born, "owned_by": "inferencegym", **more}
+
+    async def ready(self, call: Call) -> Reply:
+        """200 while requests are taken, else 503."""
+        gateway = self._gateway
+        if gateway.ready():
+            return Reply(b'{"status":"ok"}')
+        why = ("draining", "The server is shutting down") if gateway.draining else ("not_ready", "No backend is well") if gateway.started else ("starting", "The backends are starting")  # fmt: skip
+        raise ApiError(503, *why, retry_after_s=_RETRY_S)
+
+    async def live(self, call: Call) -> Reply:
+        """200 as long as the process answers, also while it drains."""
+        return Reply(b'{"status":"ok"}')
+
+    async def version(self, call: Call) -> Reply:
+        """Which release this is."""
+        return Reply(_encode({"version": __version__}))
+
+    async def metrics(self, call: Call) -> Reply:
+        """JSON if it is asked for (`?format=json`, or Accept), else Prometheus' text."""
+        assert self._metrics is not None, "the page is only in the table if there are metrics"
+        accept = call.headers.get(b"accept", b"")
+        if b"format=json" in call.query or (b"application/json" in accept and b"text/plain" not in accept):
+            return Reply(_encode(self._metrics.json()))
+        text = self._metrics.prometheus().encode()
+        return Reply(text, headers=[(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
+
+    async def openapi(self, call: Call) -> Reply:
+        """What there is, as OpenAPI 3.1."""
+        if self._document is None:
+            self._document = _encode(document(frozenset(self.table()), guarded=len(call.app.keyring) > 0))
+        return Reply(self._document)
+
+    # --- the live configuration ------------------------------------------------------------------------------------------
+
+    async def config(self, call: Call) -> Reply:
+        """What is in force, what can change, within which bounds."""
+        assert self._live is not None, "the page is only in the table if settings are live"
+        return Reply(_encode(self._live.get()))
+
+    async def change(self, call: Call) -> Reply:
+        """Change some settings, all or none."""
+        assert self._live is not None, "the page is only in the table if settings are live"
+        change: Change = read(call.body, Change)
+        expect = change.version if change.version is not None else _version_of(call.headers.get(b"if-match"))
+        told = self._live.patch(change.changes, who=_who(call), reason=change.reason, expect=expect, dry_run=change.dry_run)  # fmt: skip
+        return Reply(_encode(told))
+
+    async def revert(self, call: Call) -> Reply:
+        """Back to an earlier version."""
+        assert self._live is not None, "the page is only in the table if settings are live"
+        wanted: Revert = read(call.body, Revert)
+        expect = wanted.version if wanted.version is not None else _version_of(call.headers.get(b"if-match"))
+        return Reply(_encode(self._live.revert(wanted.to, who=_who(call), reason=wanted.reason, expect=expect)))
+
+    async def audit(self, call: Call) -> Reply:
+        """Every change since the start."""
+        assert self._live is not None, "the page is only in the table if settings are live"
+        return Reply(_encode({"changes": self._live.audit()}))
+
+    # --- drain -----------------------------------------------------------------------------------------------------------
+
+    async def drain(self, call: Call) -> Reply:
+        """Take nothing new: for a preStop hook, before SIGTERM."""
+        self._gateway.drain()
+        return self._state()
+
+    async def resume(self, call: Call) -> Reply:
+        """Take requests again."""
+        self._gateway.resume()
+        return self._state()
+
+    async def drain_state(self, call: Call) -> Reply:
+        """Whether it drains, and what is still under way."""
+        return self._state()
+
+    def _state(self) -> Reply:
+        gateway = self._gateway
+        return Reply(_encode({"draining": gateway.draining, "under_way": gateway.under_way(), "waiting": gateway.waiting()}))  # fmt: skip
+
+
+def _admin(page: Page) -> Page:
+    """A page for administrators only."""
+
+    async def guarded(call: Call) -> Reply:
+        call.app.keyring.admin(call.headers.get(b"authorization"))
+        return await page(call)
+
+    return guarded
+
+
+def _who(call: Call) -> str:
+    key = call.app.keyring.find(call.headers.get(b"authorization"))
+    return key.name if key is not None else "anybody"
+
+
+def _version_of(tag: bytes | None) -> int | None:
+    """The version an If-Match header names."""
+    if tag is None or tag.strip() == b"*":
+        return None
+    bare = tag.strip().strip(b'"')
+    if not bare.isdigit() or len(bare) > 18:
+        raise bad_request("If-Match must be a version, as GET tells it", "if-match")
+    return int(bare)
