@@ -396,7 +396,8 @@ def _value(notes: Notes) -> float:
 
 def _worth(notes: Notes) -> float:
     """What chooses: the value on validation scenarios; of a training with delays, its mean with the one with old news, or the best would be who
-    does without."""
+    does without.
+    """
     late = notes.more.get(_DELAYED)
     return _value(notes) if late is None else (_value(notes) + float(late)) / 2
 
