@@ -15,6 +15,7 @@ from inferencegym.ground.errors import ConfigError
 from inferencegym.learn import feedback_search
 from inferencegym.learn.config import defaults
 from inferencegym.learn.feedback_search import FeedbackLearner, beginnings, first_parameters, play
+from inferencegym.learn.randomise import Randomise
 from inferencegym.learn.train import train
 from inferencegym.learn.validate import values_of
 from inferencegym.policies import trained
@@ -58,7 +59,7 @@ def test_values_are_those_of_single_episodes_and_the_beginnings_are_what_they_sa
             assert episode.value == pytest.approx(values[row, index], abs=1e-9)
     assert len(np.unique(found, axis=0)) == len(found)
     on_train = play(found, task, [scenario("train", i) for i in range(2)])
-    assert (first_parameters(task, task, 2) == found[on_train.mean(axis=1).argmax()]).all()
+    assert (first_parameters(task, Randomise(), 2) == found[on_train.mean(axis=1).argmax()]).all()
     assert values_of(FeedbackKnobs(found[-1]), task, range(2)) == values[-1].tolist()
     # What is busy is above the task's own rate: about 30 a second.
     assert found[0][NAMES.index("busy_rate")] == pytest.approx(30.0, rel=0.05)
@@ -91,6 +92,12 @@ def test_points_of_the_search_stay_within_bounds_and_some_are_factors(brief, qui
     for name in FACTORS:
         at = NAMES.index(name)
         assert 0 < near[at] < at_rest[at]
+
+
+def test_on_traces_arrival_rates_vary_unless_one_says_otherwise():
+    assert defaults("static_workload", "feedback").randomise == Randomise()
+    assert defaults("azure_conversation", "feedback").randomise == Randomise(rate=(0.75, 1.5))
+    assert defaults("azure_conversation", "forks").randomise == Randomise()
 
 
 def test_it_is_for_knobs_only():

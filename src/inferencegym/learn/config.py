@@ -301,9 +301,13 @@ def defaults(task: str, algorithm: str | None = None, encoding: str | None = Non
         task=task, algorithm=algorithm, encoding=encoding, settings=ALGORITHMS[algorithm](),
         **(_PAGING if paging else _KNOBS),
     )  # fmt: skip
-    if algorithm == "feedback" and isinstance(found, ServeTask) and found.file.traffic.source == "trace":
+    if algorithm == "feedback" and _replays_trace(found):
         base = replace(base, randomise=_OTHER_HOURS)
     return base.with_(**(_OF_PAGING if paging else _OF_KNOBS)[algorithm])
+
+
+def _replays_trace(task: Any) -> bool:
+    return isinstance(task, ServeTask) and task.file.traffic.source == "trace"
 
 
 #: The training part of a trace is a few hours or minutes at one load; what comes after it has another.

@@ -20,6 +20,7 @@ from inferencegym.envs.splits import scenario
 from inferencegym.ground.errors import ConfigError
 from inferencegym.learn.config import TrainConfig
 from inferencegym.learn.first import first_setting
+from inferencegym.learn.randomise import Randomise
 from inferencegym.learn.search import RuleLearner, play_whole
 from inferencegym.learn.varied import vary
 from inferencegym.policies.feedback import (
@@ -91,10 +92,10 @@ def beginnings(task: Any, limit: int) -> Floats:
     return np.array(found)
 
 
-def first_parameters(task: Any, played: Task, limit: int) -> Floats:
-    """float64[p]: the best of the beginnings on the first training scenarios (of `limit`) as they are `played`."""
+def first_parameters(task: Any, randomise: Randomise, limit: int) -> Floats:
+    """float64[p]: the best of the beginnings on the first training scenarios (of `limit`), as they vary."""
     found = beginnings(task, limit)
-    values = play(found, played, [scenario("train", i) for i in range(min(_COMPARED, limit))])
+    values = play(found, vary(task, randomise), [scenario("train", i) for i in range(min(_COMPARED, limit))])
     best: Floats = found[int(np.argmax(values.mean(axis=1)))]
     return best
 
@@ -108,7 +109,7 @@ class FeedbackLearner(RuleLearner):
     def __init__(self, config: TrainConfig, task: Any) -> None:
         if not isinstance(task, ServeTask):
             raise ConfigError("algorithm", f"'{task.name}' is not for this rule", allowed="a task of LLMServe")
-        self.first = first_parameters(task, vary(task, config.randomise), config.scenarios)
+        self.first = first_parameters(task, config.randomise, config.scenarios)
         super().__init__(config, task)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
