@@ -52,6 +52,20 @@ def test_time_stands_still_while_anything_is_ready():
     assert run_virtual(main()) == ["Task", "chain", "after"]
 
 
+def test_what_is_called_last_sees_all_of_an_instant():
+    async def main() -> list[str]:
+        loop, seen = asyncio.get_running_loop(), []
+        await asyncio.sleep(1)
+        loop.call_last(seen.append, "last")
+        loop.call_last(seen.append, "never").cancel()
+        loop.call_at(1.0, lambda: loop.call_soon(seen.append, "timer, then soon"))
+        loop.call_at(math.nextafter(1.0, 2.0), seen.append, "later")
+        await asyncio.sleep(1)
+        return seen
+
+    assert run_virtual(main()) == ["timer, then soon", "last", "later"]
+
+
 def test_timeouts_and_cancelled_timers():
     async def main() -> float:
         loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from tests.reference.plain import (
+    ABORTED,
     NEVER_FITS,
     OK,
     REFUSED_LENGTH,
@@ -35,9 +36,10 @@ def run_naive(
     times: Times,
     changes: Iterable[Change] = (),
     watch: Watch | None = None,
+    aborts: Iterable[tuple[int, int]] = (),
 ) -> NaiveResult:
-    """Serve all requests. `watch(cluster, now_ps)` is called when an instant is over."""
-    cluster = Cluster(requests, config, times, changes)
+    """Serve all requests. `watch(cluster, now_ps)` is called when an instant is over; `aborts` are (when, row)."""
+    cluster = Cluster(requests, config, times, changes, aborts)
     while (t := cluster.next_instant()) is not None:
         cluster.instant(t)
         if watch is not None:
@@ -50,12 +52,18 @@ class Cluster:
     """Replicas on one clock (section 3), the router and the wire between pools (section 11)."""
 
     def __init__(
-        self, requests: Sequence[Request], config: Config, times: Times, changes: Iterable[Change] = ()
+        self,
+        requests: Sequence[Request],
+        config: Config,
+        times: Times,
+        changes: Iterable[Change] = (),
+        aborts: Iterable[tuple[int, int]] = (),
     ) -> None:
         self.config = config
         self.times = times
         self.result = NaiveResult()
         self.changes = sorted(changes, key=lambda change: change[0])
+        self.aborts = sorted(aborts)
         self.requests = {q.row: q for q in requests}
         self.followers: dict[int, list[Request]] = {}
         self.due: list[tuple[int, int]] = []  # a heap of (arrival_ps, row)
@@ -75,11 +83,14 @@ class Cluster:
         ends = [r.step_end_ps for r in self.replicas if r.in_flight]
         ready = [item[0] for item in self.wire]
         arrivals = [self.due[0][0]] if self.due else []
-        return min([*ends, *ready, *arrivals], default=None)
+        aborts = [self.aborts[0][0]] if self.aborts else []
+        return min([*ends, *ready, *arrivals, *aborts], default=None)
 
     def instant(self, t: int) -> None:
         """All that happens at `t`, in the order of section 3."""
         self._apply_changes(t)
+        while self.aborts and self.aborts[0][0] <= t:
+            self._abort(self.aborts.pop(0)[1], t)
         for replica in self.replicas:
             if replica.in_flight and replica.step_end_ps == t:
                 replica.commit(t)
@@ -99,6 +110,20 @@ class Cluster:
             self.config = replace(self.config, **{name: value})
             for replica in self.replicas:
                 replica.reconfigure(self.config)
+
+    def _abort(self, row: int, now: int) -> None:
+        """Section 14. Who has not arrived never will; who has ended is left alone."""
+        self.due = [item for item in self.due if item[1] != row]
+        heapq.heapify(self.due)
+        for item in self.wire:
+            if item[1] == row:
+                self.wire.remove(item)
+                item[3].release(item[2])
+                self.ended(item[2], now, ABORTED, item[3].index)
+                return
+        for replica in self.replicas:
+            if replica.abort(row, now):
+                return
 
     # --- arrivals and the router ---
 
@@ -164,7 +189,7 @@ class Cluster:
         )
         self.result.records.append(record)
         if replica >= 0:  # totals are sums over replicas: a refusal by length reached none
-            self.result.totals["finished" if outcome == OK else "refused"] += 1
+            self.result.totals[{OK: "finished", ABORTED: "aborted"}.get(outcome, "refused")] += 1
         self.result.seen["never fits"] += outcome == NEVER_FITS
         self.result.seen["refused length"] += outcome == REFUSED_LENGTH
         for q in self.followers.get(r.row, []):

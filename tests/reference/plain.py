@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-OK, REFUSED_LENGTH, NEVER_FITS = 0, 1, 2
+OK, REFUSED_LENGTH, NEVER_FITS, ABORTED = 0, 1, 2, 3
 
 
 @dataclass

@@ -55,6 +55,10 @@ class Queue(Protocol):
         """Take the head out."""
         ...
 
+    def remove(self, r: Live) -> None:
+        """Take one out who does not wait any longer."""
+        ...
+
 
 class Fcfs:
     """First come, first served; the preempted in front."""
@@ -82,6 +86,9 @@ class Fcfs:
     def pop(self) -> Live:
         return self.line.popleft()
 
+    def remove(self, r: Live) -> None:
+        self.line.remove(r)
+
 
 class Ranked:
     """Sorted by rank, whoever comes and why."""
@@ -108,6 +115,9 @@ class Ranked:
 
     def pop(self) -> Live:
         return self.line.pop(0)
+
+    def remove(self, r: Live) -> None:
+        self.line.remove(r)
 
 
 @dataclass
@@ -172,6 +182,12 @@ class Vtc:
         tenant = self._next_tenant()
         self.ledger.left_last = tenant
         return self.lines[tenant].popleft()
+
+    def remove(self, r: Live) -> None:
+        line = self.lines[r.request.tenant]
+        line.remove(r)
+        if not line:
+            self.ledger.left_last = r.request.tenant
 
 
 def new_queue(config: Config, ledger: Ledger, seen: Counter[str]) -> Queue:

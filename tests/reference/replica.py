@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.reference.kv_pool import Block, KvPool
-from tests.reference.plain import NEVER_FITS, OK, Config, Times, table, uniform
+from tests.reference.plain import ABORTED, NEVER_FITS, OK, Config, Times, table, uniform
 from tests.reference.queues import Ledger, Vtc, new_queue, rank
 from tests.reference.state import Grant, Live
 
@@ -279,6 +279,28 @@ class Replica:
         self._drop_kv_elsewhere(r)
         self.cluster.ended(r, now, NEVER_FITS, self.index)
 
+    # --- aborts ---
+
+    def abort(self, row: int, now: int) -> bool:
+        """Section 14; False if no such request is here."""
+        for r in self.queue.members():
+            if r.row == row:
+                self.queue.remove(r)
+                self._drop_kv_elsewhere(r)
+                self.cluster.ended(r, now, ABORTED, self.index)
+                return True
+        for r in self.running:
+            if r.row == row and not r.padding:
+                self.cluster.ended(r, now, ABORTED, self.index)
+                if self.config.scheduler == "static" and r.generated:
+                    r.padding = True
+                    return True
+                self.grants = [g for g in self.grants if g.r is not r]
+                self.running.remove(r)
+                self._vacate(r, now)
+                return True
+        return False
+
     # --- preemption ---
 
     def _victim(self) -> Live:
@@ -446,6 +468,9 @@ class Replica:
             r.padding = True
             return
         self.running.remove(r)
+        self._vacate(r, now)
+
+    def _vacate(self, r: Live, now: int) -> None:
         if self.config.scheduler == "llamacpp":
             slot = self.slots[r.slot]
             slot.taken = False

@@ -68,6 +68,7 @@ class Ending(IntEnum):
     OK = 0
     REFUSED_LENGTH = 1
     NEVER_FITS = 2
+    ABORTED = 3
 
 
 class Stop(IntEnum):

@@ -16,14 +16,16 @@ _ON_WIRE, _CARRIED = int(Phase.ON_WIRE), int(Phase.CARRIED)
 
 
 @kernel
-def _ready_before(s: State, a: int, b: int) -> bool:
+def ready_before(s: State, a: int, b: int) -> bool:
+    """Whether transfer a arrives before transfer b."""
     if wire_at(s, a)["ready_ps"] != wire_at(s, b)["ready_ps"]:
         return wire_at(s, a)["ready_ps"] < wire_at(s, b)["ready_ps"]
     return wire_at(s, a)["row"] < wire_at(s, b)["row"]
 
 
 @kernel
-def _swap_wire(s: State, a: int, b: int) -> None:
+def swap_wire(s: State, a: int, b: int) -> None:
+    """Exchange two transfers' places in the heap."""
     one = wire_at(s, a)
     two = wire_at(s, b)
     one["ready_ps"], two["ready_ps"] = two["ready_ps"], one["ready_ps"]
@@ -50,8 +52,8 @@ def send(s: State, t: Times, r: int, slot: int) -> None:
     wire_at(s, i)["row"] = me["row"]
     wire_at(s, i)["replica"] = r
     wire_at(s, i)["slot"] = slot
-    while i > 0 and _ready_before(s, i, (i - 1) >> 1):
-        _swap_wire(s, i, (i - 1) >> 1)
+    while i > 0 and ready_before(s, i, (i - 1) >> 1):
+        swap_wire(s, i, (i - 1) >> 1)
         i = (i - 1) >> 1
 
 
@@ -59,15 +61,15 @@ def send(s: State, t: Times, r: int, slot: int) -> None:
 def _pop_wire(s: State) -> None:
     n = s["wire_len"] - 1
     s["wire_len"] = n
-    _swap_wire(s, 0, n)
+    swap_wire(s, 0, n)
     i = 0
     while 2 * i + 1 < n:
         child = 2 * i + 1
-        if child + 1 < n and _ready_before(s, child + 1, child):
+        if child + 1 < n and ready_before(s, child + 1, child):
             child += 1
-        if not _ready_before(s, child, i):
+        if not ready_before(s, child, i):
             break
-        _swap_wire(s, i, child)
+        swap_wire(s, i, child)
         i = child
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from itertools import count
@@ -40,6 +41,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now_s = 0.0
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._number = count()
+        self._last: deque[asyncio.Handle] = deque()
         for name in _OUTSIDE:
             setattr(self, name, _refusal(name))
 
@@ -55,6 +57,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._number), timer))
         return timer
+
+    def call_last(self, callback: Callable[[*Ts], object], *args: *Ts) -> asyncio.Handle:
+        """Call when nothing else is left to do at this instant, before time moves on."""
+        handle = asyncio.Handle(callback, args, self)
+        self._last.append(handle)
+        return handle
 
     def _timer_handle_cancelled(self, _handle: asyncio.TimerHandle) -> None:
         """Cancelled timers are passed over when their time comes."""
@@ -73,6 +81,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         timers = self._timers
         while timers and timers[0][2].cancelled():
             heapq.heappop(timers)
+        if self._last and not (timers and timers[0][0] <= self._now_s):
+            ready.append(self._last.popleft())
+            return
         if not timers or timers[0][0] == math.inf:
             if self._stopping:  # type: ignore[attr-defined]
                 return

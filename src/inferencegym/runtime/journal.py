@@ -104,7 +104,8 @@ class Journal:
         )[0]
 
     def _rotate(self) -> None:
-        assert self._path is not None and self._writer is not None, "rows are written where there is a path"
+        assert self._path is not None, "rows are written where there is a path"
+        assert self._writer is not None, "a closed journal takes no rows"
         rows, self._rows = self._rows, []
         self.files += 1
         for done in [future for future in self._pending if future.done()]:

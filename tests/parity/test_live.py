@@ -1,0 +1,125 @@
+"""The engine fed as requests come equals the naive one to the picosecond: every rule, requests that are aborted, tables that are made anew all the time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from inferencegym.engine.invariants import check_arena
+from inferencegym.engine.live import End, LiveEngine, News, Ticket
+from inferencegym.engine.loop import FAR_PS
+from tests.parity.cases import FEATURES, Case, any_features, random_case
+from tests.parity.fast import build
+from tests.reference.naive_engine import run_naive
+from tests.reference.plain import Record
+
+#: A closed loop is its caller's affair here, and settings are changed in `tests/engine`.
+APART = {"closed_loop", "changes", "pool_changes", "order_changes"}
+RULES = [name for name in FEATURES if name not in APART]
+
+
+def live_of(case: Case) -> LiveEngine:
+    engine = build(case)
+    # Drafts are drawn by row number, so the table must not be made anew; else it is as small as can be.
+    capacity = 2 + len(case.requests) if case.config.speculation_depth else 2
+    tenants = 1 + max(q.tenant for q in case.requests)
+    return LiveEngine(engine.machine, engine.settings, seed=case.config.seed, tenants=tenants, capacity=capacity)
+
+
+class Feeder:
+    """Feeds a case to a live engine in one way or another, and keeps what it was told."""
+
+    def __init__(self, case: Case, *, halves: bool, watch: bool) -> None:
+        self.case, self.halves, self.watch = case, halves, watch
+        self.engine = live_of(case)
+        self.tickets: dict[int, Ticket] = {}
+        self.given: dict[int, int] = {}
+        self.ends: dict[int, End] = {}
+
+    def take(self, news: News, between: bool = False) -> None:
+        for ticket, tokens, scheduled_ps in news.given:
+            assert tokens > 0
+            assert scheduled_ps >= 0
+            assert self.watch
+            self.given[ticket.owner] = self.given.get(ticket.owner, 0) + tokens
+        for ticket, end in news.ended:
+            assert ticket.owner not in self.ends, "a request ends once"
+            assert ticket.tokens == self.given.get(ticket.owner, 0) <= end.output_tokens
+            self.ends[ticket.owner] = end
+        broken = check_arena(self.engine.arena)
+        if between:  # between the halves of an instant no step is in flight
+            broken = [law for law in broken if not law.startswith("law 6")]
+        assert broken == []
+
+    def run(self, aborts: list[tuple[int, int]] = []) -> list[Record]:  # noqa: B006
+        engine, requests, aborts = self.engine, list(self.case.requests), sorted(aborts)
+        while True:
+            arrival_ps = requests[0].arrival_ps if requests else FAR_PS
+            abort_ps = aborts[0][0] if aborts else FAR_PS
+            at = min(arrival_ps, abort_ps, engine.next_ps)
+            if at >= FAR_PS:
+                return self.records()
+            while aborts and aborts[0][0] == at:
+                row = aborts.pop(0)[1]
+                requests = [q for q in requests if q.row != row]
+                if row in self.tickets:
+                    self.take(engine.abort(self.tickets[row], at))
+            if self.halves:
+                self.take(engine.commit(at), between=True)
+            while requests and requests[0].arrival_ps == at:
+                q = requests.pop(0)
+                self.tickets[q.row] = engine.submit(
+                    at, q.prompt, q.target, owner=q.row, watch=self.watch, budget_tokens=q.budget, priority=q.priority,
+                    tenant=q.tenant, slo_ttft_ps=q.slo_ttft_ps, keys=q.keys,
+                )  # fmt: skip
+            self.take(engine.plan(at) if self.halves else engine.advance(at))
+
+    def records(self) -> list[Record]:
+        return [
+            Record(
+                row, end.replica, end.arrival_ps, end.scheduled_ps, end.first_ps, end.finish_ps, end.output_tokens,
+                end.cached_tokens, end.preemptions, end.swaps, end.outcome,
+            )
+            for row, end in sorted(self.ends.items())
+        ]  # fmt: skip
+
+
+def check(case: Case, rng: random.Random, *, abort: bool = False) -> None:
+    case.changes = []
+    case.requests = sorted(case.requests, key=lambda q: (q.arrival_ps, q.row))
+    aborts = []
+    if abort:
+        plain = run_naive(case.requests, case.config, case.times)
+        for record in rng.sample(plain.records, k=min(len(plain.records), rng.choice([1, 3, len(plain.records)]))):
+            # Anywhere in its life, at the instant it ends (a step's end) too; sometimes after it.
+            at = rng.choice([record.finish_ps, rng.randint(record.arrival_ps, record.finish_ps), record.finish_ps + 1000])
+            if at > record.arrival_ps:
+                aborts.append((at, record.row))
+    naive = run_naive(case.requests, case.config, case.times, aborts=aborts)
+    theirs = sorted(naive.records, key=lambda record: record.row)
+    feeder = Feeder(case, halves=rng.random() < 0.7, watch=rng.random() < 0.7)
+    for mine, other in zip(feeder.run(aborts), theirs, strict=True):
+        assert mine == other, f"under {case.config}, aborts {aborts}"
+    totals, itl = feeder.engine.totals(), feeder.engine.itl()
+    # Prefill tokens are counted when they are planned; the naive engine counts them when they are done, so not those of the aborted.
+    for name in ("steps", "busy_ps", "emitted_tokens", "hit_tokens", "preemptions", "swaps", "evicted_blocks", *["prefill_tokens"] * (not aborts)):
+        assert totals[name] == naive.totals[name], f"{name} under {case.config}, aborts {aborts}"
+    assert (itl.counts.tolist(), itl.sum_ps) == (naive.itl_counts, naive.itl_sum_ps)
+    assert check_arena(feeder.engine.arena) == []
+    assert feeder.engine.alive == 0
+
+
+@pytest.mark.parametrize("feature", ["none", *RULES])
+@pytest.mark.parametrize("abort", [False, True])
+def test_each_rule_alone(feature: str, abort: bool) -> None:
+    for seed in range(8):
+        rng = random.Random(f"live {feature} {seed}")
+        check(random_case(rng, set() if feature == "none" else {feature}), rng, abort=abort)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rules_mixed(seed: int) -> None:
+    for part in range(20):
+        rng = random.Random(f"live {seed} {part}")
+        check(random_case(rng, any_features(rng) - APART), rng, abort=part % 3 > 0)
