@@ -120,6 +120,7 @@ class Served:
     """A server on loopback in a thread, for as long as a test wants it."""
 
     def __init__(self, *backends, log_fd=None, settings=None, **more):
+        self.backends = backends
         settings = settings or Settings(**more)
         self.gateway = make_gateway(*backends, settings=settings, clock=time.monotonic)
         self.app = make_app(self.gateway)

@@ -32,11 +32,13 @@ Page = Callable[["Call"], Awaitable["Reply"]]
 JSON: Header = (b"content-type", b"application/json")
 GENERATE = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS, "/v1/embeddings": EMBEDDINGS}
 #: Headers that we look at; all others pass by.
-_SEEN = frozenset({
-    b"authorization", b"content-length", b"content-type", b"content-encoding", b"x-request-id", b"traceparent", b"x-slo-class",
-    b"x-queue-ttl-ms", b"x-no-queue", b"x-session-affinity", b"x-tenant", b"x-stainless-read-timeout", b"origin", b"accept", b"if-match",
-    b"access-control-request-method",
+_WISHES = frozenset({
+    b"traceparent", b"x-slo-class", b"x-queue-ttl-ms", b"x-no-queue", b"x-session-affinity", b"x-tenant", b"x-stainless-read-timeout",
 })  # fmt: skip
+_SEEN = _WISHES | {
+    b"authorization", b"content-length", b"content-type", b"content-encoding", b"x-request-id", b"origin", b"accept", b"if-match",
+    b"access-control-request-method",
+}  # fmt: skip
 _TRUE, _FALSE = frozenset({b"1", b"true", b"yes"}), frozenset({b"0", b"false", b"no", b""})
 _STREAM_HEADERS: list[Header] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -257,7 +259,7 @@ class App:
     def _head(self, headers: dict[bytes, bytes], call_id: str) -> Head:
         """What the headers say. ApiError 400, 401."""
         head = Head(call_id, key=self.keyring.find(headers.get(b"authorization")))
-        if len(headers) > 4:  # most clients send none of these
+        if not _WISHES.isdisjoint(headers):  # most clients send none of these
             head.slo_class = _text(headers, b"x-slo-class")
             head.session = _text(headers, b"x-session-affinity")
             head.tenant = _text(headers, b"x-tenant")

@@ -29,6 +29,9 @@ SLOTS, SLOT_TOKENS = 4, 4096
 class LlamaCpp(Managed):
     """A llama.cpp server; `ctx_tokens` is the context of one slot."""
 
+    # It computes a whole answer to its end though the client has left; it sees that only where it streams.
+    always_stream = True
+
     def __init__(
         self, name: str, *, model_path: str = "", slots: int = SLOTS, ctx_tokens: int = SLOT_TOKENS, batch_tokens: int | None = None,
         threads: int | None = None, n_gpu_layers: int = 0, command: Sequence[str] = (), allow_restart: bool = False,

@@ -19,9 +19,9 @@ _DRAWS = 1024
 class Lengths:
     """Answer lengths of a lognormal distribution; numbers are drawn ahead, a block at a time."""
 
-    median_tokens: float = 180.0
-    """Half of the answers are shorter. (Azure's conversation trace of 2023 has a median near this.)"""
-    sigma: float = 0.9
+    median_tokens: float = 143.0
+    """Half of the answers are shorter. (The logarithms of Azure's conversation trace of 2023 have mean 4.96, so exp(4.96), and spread 0.86.)"""
+    sigma: float = 0.86
     """Spread of the logarithm."""
     _generator: np.random.Generator = field(default_factory=lambda: stream(0, "mock.lengths"))
     _drawn: list[int] = field(default_factory=list)

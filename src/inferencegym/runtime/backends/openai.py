@@ -22,6 +22,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from inferencegym.ground.errors import ConfigError
+from inferencegym.runtime.backends.assemble import Assembly
 from inferencegym.runtime.backends.events import EventStream, Timings, garbage, piece_of, read_event, told
 from inferencegym.runtime.ports import CHAT, COMPLETIONS, EMBEDDINGS, Ask, BackendError, Capabilities, Load, Piece
 
@@ -50,6 +51,9 @@ class _Connector(aiohttp.TCPConnector):
 
 class OpenAI:
     """Any OpenAI-compatible server. `url` ends in `/v1` or has no path; `model` is its own name for what is asked for by other names."""
+
+    always_stream = False
+    """Ask for streams only, and put whole answers together here."""
 
     def __init__(
         self, name: str, url: str, *, models: tuple[str, ...] = (), model: str = "", api_key: str = "", connect_timeout_s: float = 5.0,
@@ -169,25 +173,29 @@ class OpenAI:
 
     def submit(self, ask: Ask) -> HttpAnswer:
         """Hand a request over."""
-        return HttpAnswer(self, ask)
+        if self.always_stream and not ask.stream and ask.endpoint != EMBEDDINGS:
+            return WholeAnswer(self, ask)
+        return HttpAnswer(self, ask, ask.stream)
 
     def moved(self) -> None:
         """An answer ended, or waits at the gate; for kinds that wait for the last one."""
 
-    def request(self, ask: Ask) -> tuple[URL, bytes, CIMultiDict[str], bool]:
-        """(URL, body, headers, whether the usage event is only for us) of a request: the body as it came but for the model's name and the usage."""
+    def request(self, ask: Ask, stream: bool) -> tuple[bytes, CIMultiDict[str], bool]:
+        """(body, headers, whether the usage event is only for us): the body as it came but for the model's name and what makes it a stream."""
         body, hide_usage = ask.body, False
-        if self.model and self.model != ask.model:
-            body = msgspec.json.encode({**_RAW.decode(body), "model": self.model})
-        if ask.stream and ask.endpoint != EMBEDDINGS:
+        rename = bool(self.model) and self.model != ask.model
+        if rename or stream != ask.stream:
+            changes: dict[str, Any] = {"model": self.model} if rename else {}
+            body = msgspec.json.encode({**_RAW.decode(body), **changes, "stream": stream})
+        if stream and ask.endpoint != EMBEDDINGS:
             body, hide_usage = _with_usage(body)
         headers = self._headers.copy()
         headers["x-request-id"] = ask.id
         if ask.traceparent:
             headers["traceparent"] = ask.traceparent
-        return self._urls[ask.endpoint], body, headers, hide_usage
+        return body, headers, hide_usage
 
-    async def post(self, url: URL, body: bytes, headers: CIMultiDict[str], stream: bool) -> aiohttp.ClientResponse:
+    async def post(self, endpoint: str, body: bytes, headers: CIMultiDict[str], stream: bool) -> aiohttp.ClientResponse:
         """The response, as far as its head; once more on a new connection where an idle one turned out to be closed."""
         if self.gate is not None:
             self._gated += 1
@@ -201,7 +209,7 @@ class OpenAI:
             data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
             _opened.set(False)
             try:
-                return await session.post(url, data=data, headers=headers, allow_redirects=False)
+                return await session.post(self._urls[endpoint], data=data, headers=headers, allow_redirects=False)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 if last or _opened.get() or isinstance(error, aiohttp.ClientConnectorError):
                     raise
@@ -228,11 +236,12 @@ class HttpAnswer:
 
     __slots__ = ("__weakref__", "_aborted", "_backend", "_cut", "_ending", "_events", "_failure", "_first_s", "_hide_usage", "_loop", "_open_choices", "_opening", "_over", "_response", "_stream", "_waiting_s", "_watch", "scheduled_s")  # fmt: skip
 
-    def __init__(self, backend: OpenAI, ask: Ask) -> None:
+    def __init__(self, backend: OpenAI, ask: Ask, stream: bool) -> None:
+        """`stream`: whether the server is asked for a stream, whatever the client wants."""
         self._loop = loop = asyncio.get_running_loop()
         self.scheduled_s = loop.time()
-        self._backend, self._stream = backend, ask.stream
-        url, body, headers, self._hide_usage = backend.request(ask)
+        self._backend, self._stream = backend, stream
+        body, headers, self._hide_usage = backend.request(ask, stream)
         self._cut, self._events = EventStream(), deque[bytes]()
         self._open_choices: dict[int, bool] = {}
         self._response: aiohttp.ClientResponse | None = None
@@ -240,7 +249,7 @@ class HttpAnswer:
         self._failure: BackendError | None = None
         self._first_s, self._waiting_s = math.nan, self.scheduled_s
         self._watch = loop.call_at(self.scheduled_s + backend.read_timeout_s, self._check)
-        self._opening = loop.create_task(backend.post(url, body, headers, ask.stream))
+        self._opening = loop.create_task(backend.post(ask.endpoint, body, headers, stream))
         backend._answers.add(self)
 
     def __aiter__(self) -> HttpAnswer:
@@ -419,6 +428,34 @@ class HttpAnswer:
             self._hang_up()
         self._backend._answers.discard(self)
         self._backend.moved()
+
+
+class WholeAnswer(HttpAnswer):
+    """A whole answer, put together from a stream."""
+
+    __slots__ = ("_assembly",)
+
+    def __init__(self, backend: OpenAI, ask: Ask) -> None:
+        super().__init__(backend, ask, stream=True)
+        self._assembly: Assembly | None = Assembly(ask.endpoint)
+
+    async def __anext__(self) -> Piece:
+        """The whole answer. BackendError when the stream broke off: a part of it is none."""
+        if self._assembly is None:
+            raise StopAsyncIteration
+        while not self._over:
+            try:
+                self._assembly.add(await super().__anext__())
+            except StopAsyncIteration:
+                break
+        if self._aborted:
+            raise StopAsyncIteration
+        assembly, self._assembly = self._assembly, None
+        return assembly.piece()
+
+    def ready(self) -> bool:
+        """It comes at the end."""
+        return False
 
 
 def _with_usage(body: bytes) -> tuple[bytes, bool]:

@@ -11,6 +11,8 @@ from inferencegym.runtime.ports import Ask
 
 #: Tenants without a request that are remembered before the first look for some to forget.
 _REMEMBERED = 1024
+#: Idle tenants that are remembered at most: beyond, those that owe least are forgotten, and so forgiven.
+_MOST = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,17 @@ class Lines(Generic[L]):
             self._seen += 1
         return line
 
-    def forget(self, clear: Callable[[L], bool]) -> None:
-        """Drop idle tenants that owe nothing, when many have come since the last look: O(1) a tenant, amortised."""
-        if len(self.by_name) >= self._look_at:
-            self.by_name = {name: line for name, line in self.by_name.items() if line.asks or not clear(line)}
-            self._look_at = max(_REMEMBERED, 2 * len(self.by_name))
+    def forget(self, owes: Callable[[L], float]) -> None:
+        """Drop idle tenants that owe nothing, when many have come since the last look: O(log n) a tenant, amortised.
+
+        owes : service that a tenant has had beyond what one that nobody remembers is taken to have had
+        """
+        if len(self.by_name) < self._look_at:
+            return
+        idle = sorted((line for line in self.by_name.values() if not line.asks and owes(line) > 0), key=owes)
+        kept = set(idle[-_MOST:])
+        self.by_name = {name: line for name, line in self.by_name.items() if line.asks or line in kept}
+        self._look_at = max(_REMEMBERED, 2 * len(self.by_name))
 
     def asks(self) -> list[Ask]:
         """All that wait, in the order of pushes."""

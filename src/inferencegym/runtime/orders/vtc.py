@@ -23,8 +23,9 @@ class Vtc:
     A pop adds the prompt's cost to its tenant's counter, `charge` that of answer tokens. A tenant that comes back with nothing waiting is lifted to the least
     counter of those that wait, or, if nobody waits, to that of the tenant that left the queue last: credit is not saved up.
     Invariant: while two tenants of share 1 both have requests waiting, what one gets in any stretch of time exceeds what the other gets by at most
-    2 * max(input_cost * longest prompt, output_cost * most answer tokens under way at once). Hence nobody starves. push, remove O(log n); pop and charge O(log n)
-    amortised: a counter only grows, so the heap may hold an old one and is put right when it surfaces.
+    2 * max(input_cost * longest prompt, output_cost * most tokens under way at once, prompts and answers), if an answer token costs no less than one of a
+    prompt (theorem 4.4). Hence nobody starves. push and remove O(log n); pop and charge O(log n) amortised: a counter only grows, so the heap may hold an
+    old one, which is put right when it surfaces.
     """
 
     name = "vtc"
@@ -41,7 +42,7 @@ class Vtc:
     def push(self, ask: Ask, now_s: float) -> None:
         """To the end of its tenant's line."""
         level = self._level()
-        self._lines.forget(lambda line: line.counter <= level and line is not self._last_left)
+        self._lines.forget(lambda line: line.counter - level)
         line = self._lines.of(ask.tenant)
         if not line.asks:
             line.counter = max(line.counter, level)
@@ -60,7 +61,7 @@ class Vtc:
         ask, _ = line.asks.popitem(last=False)
         self._waiting -= 1
         if not line.asks:
-            self._last_left = line
+            self._left(line)
         line.counter += self._price.prompt(ask) / self._price.share(line.name)
         return ask
 
@@ -71,7 +72,7 @@ class Vtc:
             return False
         self._waiting -= 1
         if not line.asks:
-            self._last_left = line
+            self._left(line)
         return True
 
     def charge(self, ask: Ask, output_tokens: int) -> None:
@@ -101,6 +102,13 @@ class Vtc:
             self._lines.of(name).counter = counter
         if old._last_left is not None:
             self._last_left = self._lines.of(old._last_left.name)
+
+    def _left(self, line: Counted) -> None:
+        """A tenant has nothing waiting any more."""
+        self._last_left = line
+        if not self._waiting:
+            self._heap.clear()
+            self._in_heap.clear()
 
     def _level(self) -> float:
         """What the counter of a tenant that comes back is lifted to."""

@@ -50,7 +50,7 @@ class Wfq:
 
     def push(self, ask: Ask, now_s: float) -> None:
         """To the end of its tenant's line; a tenant that had nothing waiting joins the end of the ring."""
-        self._lines.forget(self._clear)
+        self._lines.forget(lambda line: -self._paid(line, self._round))
         line = self._lines.of(ask.tenant)
         self._pushed += 1
         joins = not line.asks
@@ -90,6 +90,8 @@ class Wfq:
         self._waiting -= 1
         if not line.asks:
             line.entry = -1
+            if not self._waiting:
+                self._heap.clear()
         elif first:
             # The next one may be shorter: the entry could be too late, which only a new one puts right.
             self._enter(line)
@@ -130,9 +132,6 @@ class Wfq:
         short = self._price.prompt(line.head()) - line.deficit
         rounds = max(0, math.ceil(short / self._quantum(line)))
         return max(line.round + rounds, self._round)
-
-    def _clear(self, line: Owing) -> bool:
-        return self._paid(line, self._round) >= 0.0
 
     def _enter(self, line: Owing) -> None:
         if len(self._heap) > 2 * len(self._lines.by_name) + _SLACK:
