@@ -11,9 +11,10 @@ from email.utils import format_datetime
 import pytest
 
 from inferencegym.ground.errors import ConfigError
+from inferencegym.runtime.backends.assemble import Assembly
 from inferencegym.runtime.backends.events import EventStream
 from inferencegym.runtime.backends.openai import OpenAI
-from inferencegym.runtime.ports import Ask, BackendError
+from inferencegym.runtime.ports import Ask, BackendError, Piece
 from tests.runtime.upstream import Act, Upstream
 
 
@@ -362,6 +363,63 @@ def test_timings_tell_the_tokens_and_when_computing_began():
             assert answer.scheduled_s >= handed_s
 
     run(main)
+
+
+class Streaming(OpenAI):
+    always_stream = True
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_a_whole_answer_can_be_put_together_from_a_stream(endpoint):
+    async def main():
+        async with Upstream() as up:
+            backend = Streaming("up", up.url, models=("tiny",))
+            (piece,) = await read(backend.submit(make_ask(stream=False, endpoint=endpoint)))
+            assert up.seen[0].body["stream"] is True
+            whole = json.loads(piece.raw)
+            (choice,) = whole["choices"]
+            assert (choice["message"]["content"] if endpoint == "chat" else choice["text"]) == "t0 t1 t2 t3 "
+            assert (choice["finish_reason"], piece.finish_reason, piece.tokens) == ("stop", "stop", 4)
+            assert whole["usage"] == {
+                "prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11, "prompt_tokens_details": {"cached_tokens": 3},
+            }  # fmt: skip
+            # Broken off, it is no answer; left, the connection is closed.
+            up.script.append(Act("die_mid"))
+            pieces, error = await fails(backend, make_ask(stream=False))
+            assert (pieces, error.code) == ([], "backend_broke_off")
+            up.script.append(Act("hang_mid"))
+            answer = backend.submit(make_ask(stream=False))
+            reader = asyncio.ensure_future(read(answer))
+            await up.arrived(3)
+            answer.abort()
+            assert await reader == []
+            await asyncio.wait_for(up.seen[2].aborted.wait(), 5)
+            assert backend.load().running == 0
+            await backend.stop()
+
+    run(main)
+
+
+def test_tool_calls_and_logprobs_are_put_together_choice_by_choice():
+    events = [
+        {"id": "c", "choices": [{"index": 1, "delta": {"role": "assistant", "content": "B"}, "logprobs": {"content": [{"token": "B"}]}}]},
+        {"id": "c", "choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}]}}]},
+        {"id": "c", "choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]}}]},
+        {"id": "c", "choices": [{"index": 0, "delta": {"tool_calls": [{"index": 1, "id": "call_2", "type": "function", "function": {"name": "g", "arguments": "{}"}}]}}]},
+        {"id": "c", "choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]}}]},
+        {"id": "c", "choices": [{"index": 1, "delta": {"content": "b"}, "logprobs": {"content": [{"token": "b"}]}}]},
+        {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}, {"index": 1, "delta": {}, "finish_reason": "stop"}]},
+    ]  # fmt: skip
+    assembly = Assembly("chat")
+    for event in events:
+        assembly.add(Piece(raw=json.dumps(event).encode()))
+    first, second = json.loads(assembly.piece().raw)["choices"]
+    assert [(call["id"], call["function"]) for call in first["message"]["tool_calls"]] == [
+        ("call_1", {"name": "f", "arguments": '{"a": 1}'}), ("call_2", {"name": "g", "arguments": "{}"}),
+    ]  # fmt: skip
+    assert first["finish_reason"] == "tool_calls"
+    assert first["message"]["content"] is None
+    assert (second["message"]["content"], second["logprobs"]["content"]) == ("Bb", [{"token": "B"}, {"token": "b"}])
 
 
 def test_large_bodies_go_out_without_a_warning():
