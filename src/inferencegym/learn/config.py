@@ -352,6 +352,7 @@ _OF_KNOBS: dict[str, dict[str, Any]] = {
         "validation_scenarios": 32,
         "validate_every": 60_000,
         "scenarios": 4096,
+        "sigma": 0.3,
     },
     "maskable-ppo": {"rollout_steps": 120, "batch_size": 480, "epochs": 6, "discount": 0.97, "entropy": 0.001},
     "ppo": {"rollout_steps": 120, "batch_size": 480, "epochs": 6, "discount": 0.97, "entropy": 0.001},

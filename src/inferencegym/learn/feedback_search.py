@@ -59,6 +59,15 @@ def play(parameters: Floats, task: Task, scenarios: Sequence[int]) -> Floats:
     return play_whole(command, len(parameters), task, scenarios)
 
 
+def play_varied(parameters: Floats, task: Any, randomise: Randomise, scenarios: Sequence[int]) -> Floats:
+    """The same; where episodes vary, the first half of the scenarios, rounded up, are played as the task has them."""
+    plain = (len(scenarios) + 1) // 2 if randomise.varies else len(scenarios)
+    values = [play(parameters, task, scenarios[:plain])]
+    if plain < len(scenarios):
+        values.append(play(parameters, vary(task, randomise), scenarios[plain:]))
+    return np.concatenate(values, axis=1)
+
+
 def beginnings(task: Any, limit: int) -> Floats:
     """float64[b, p]: where a search may begin; the first holds the best setting for ever, the second is `slo-feedback`.
 
@@ -95,7 +104,7 @@ def beginnings(task: Any, limit: int) -> Floats:
 def first_parameters(task: Any, randomise: Randomise, limit: int) -> Floats:
     """float64[p]: the best of the beginnings on the first training scenarios (of `limit`), as they vary."""
     found = beginnings(task, limit)
-    values = play(found, vary(task, randomise), [scenario("train", i) for i in range(min(_COMPARED, limit))])
+    values = play_varied(found, task, randomise, [scenario("train", i) for i in range(min(_COMPARED, limit))])
     best: Floats = found[int(np.argmax(values.mean(axis=1)))]
     return best
 
@@ -117,7 +126,8 @@ class FeedbackLearner(RuleLearner):
         return {"names": np.array(NAMES), "parameters": self._parameters(self._search.mean)}
 
     def _play(self, asked: list[Floats]) -> tuple[Floats, dict[str, float]]:
-        return play(np.array([self._parameters(one) for one in asked]), self.played, self._scenarios()), {}
+        parameters = np.array([self._parameters(one) for one in asked])
+        return play_varied(parameters, self.task, self.config.randomise, self._scenarios()), {}
 
     def _dimensions(self) -> int:
         return len(_SEARCHED)
