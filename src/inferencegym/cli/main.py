@@ -48,6 +48,10 @@ VERBS = {
         "Send requests to an OpenAI-compatible server and show what clients felt.",
         "inferencegym.cli.load:load",
     ),
+    "serve": (
+        "Serve an OpenAI-compatible API in front of an engine: admission, order, batches, streams, limits.",
+        "inferencegym.cli.serve:app",
+    ),
     "traces": ("Workloads: list, describe, fetch, fit.", "inferencegym.cli.traces:app"),
 }
 
