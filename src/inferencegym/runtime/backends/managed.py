@@ -158,7 +158,7 @@ class Managed(OpenAI):
 
     def moved(self) -> None:
         """Wake who waits for the last request that has gone out."""
-        if self._drained is not None and not self._drained.done() and len(self._answers) <= self._gated:
+        if self._drained is not None and not self._drained.done() and len(self.answers) <= self._gated:
             self._drained.set_result(None)
 
     async def until_drained(self) -> None:
