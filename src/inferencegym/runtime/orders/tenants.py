@@ -12,7 +12,7 @@ from inferencegym.runtime.ports import Ask
 #: Tenants without a request that are remembered before the first look for some to forget.
 _REMEMBERED = 1024
 #: Idle tenants that are remembered at most: beyond, those that owe least are forgotten, and so forgiven.
-_MOST = 20_000
+_MOST = 10_000
 
 
 @dataclass(frozen=True, slots=True)
