@@ -14,7 +14,7 @@ from inferencegym.envs.splits import scenario
 from inferencegym.ground.errors import ConfigError
 from inferencegym.learn import feedback_search
 from inferencegym.learn.config import defaults
-from inferencegym.learn.feedback_search import FeedbackLearner, beginnings, first_parameters, play
+from inferencegym.learn.feedback_search import FeedbackLearner, beginnings, first_parameters, play, play_varied
 from inferencegym.learn.randomise import Randomise
 from inferencegym.learn.train import train
 from inferencegym.learn.validate import values_of
@@ -78,6 +78,18 @@ def test_a_seed_is_a_curve_and_an_interrupted_search_is_the_same_search(brief, q
     other = FeedbackLearner(_config(brief, seed=1), catalogue.task(brief))
     other.update()
     assert not np.array_equal(other.arrays()["parameters"], found.parameters)
+
+
+def test_half_of_the_episodes_are_as_the_task_has_them(brief, quick):
+    task, numbers = catalogue.task(brief), [scenario("train", i) for i in range(3)]
+    found = beginnings(task, 1)[:2]
+    faster = play_varied(found, task, Randomise(rate=(1.5, 1.5)), numbers)
+    plain = play_varied(found, task, Randomise(), numbers)
+    assert plain.tolist() == play(found, task, numbers).tolist()
+    assert faster[:, :2].tolist() == plain[:, :2].tolist()
+    assert (faster[:, 2] != plain[:, 2]).all()
+    learner = FeedbackLearner(_config(brief, randomise=Randomise(rate=(0.5, 1.5))), task)
+    assert learner.update()["best_of_generation"] > 0
 
 
 def test_points_of_the_search_stay_within_bounds_and_some_are_factors(brief, quick):
