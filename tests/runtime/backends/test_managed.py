@@ -118,7 +118,7 @@ def test_vllm_is_started_with_our_scheduler_where_it_finds_it():
     text = " ".join(command)
     for part in ("--model /models/m", "--served-model-name m alias", "--max-num-seqs 8", "--max-model-len 512", "--gpu-memory-utilization 0.5"):  # fmt: skip
         assert part in text
-    environ = backend.process._env
+    environ = backend._environ()
     folder, rest = environ["PYTHONPATH"].split(":")
     assert (rest, environ["HOME"], environ["VLLM_NO_USAGE_STATS"]) == ("/mine", "/h", "1")
     module, name = command[command.index("--scheduler-cls") + 1].split(".")

@@ -35,10 +35,13 @@ class LlamaCpp(Managed):
     def __init__(
         self, name: str, *, model_path: str = "", slots: int = SLOTS, ctx_tokens: int = SLOT_TOKENS, batch_tokens: int | None = None,
         threads: int | None = None, n_gpu_layers: int = 0, command: Sequence[str] = (), allow_restart: bool = False,
-        drain_timeout_s: float = 60.0, **more: Any,
+        drain_timeout_s: float = 60.0, environ: Mapping[str, str] | None = None, **more: Any,
     ) -> None:  # fmt: skip
         """`allow_restart`: more slots than there are may be had by draining and a restart; given up if the drain takes longer than `drain_timeout_s`."""
-        super().__init__(name, seats=slots, reuse_after_stream=False, max_model_len=ctx_tokens, **more)
+        inherited = None if environ is None else lambda: environ
+        super().__init__(
+            name, seats=slots, environ=inherited, reuse_after_stream=False, max_model_len=ctx_tokens, **more
+        )
         if not self.adopt and not Path(model_path).is_file():
             raise ConfigError(f"backends.{name}.model_path", f"there is no file '{model_path}'", allowed="a GGUF file")
         self._model_path, self._batch_tokens, self._threads, self._n_gpu_layers = (

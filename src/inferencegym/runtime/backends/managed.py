@@ -54,11 +54,11 @@ class Managed(OpenAI):
 
     def __init__(
         self, name: str, *, url: str = "", models: tuple[str, ...] = (), model: str = "", adopt: bool = False, seats: int,
-        environ: Mapping[str, str] | None = None, log: Path | None = None, start_timeout_s: float = 600.0,
+        environ: Callable[[], Mapping[str, str]] | None = None, log: Path | None = None, start_timeout_s: float = 600.0,
         connect_timeout_s: float = 5.0, read_timeout_s: float = 300.0, api_key: str = "", reuse_after_stream: bool = True,
         max_model_len: int | None = None,
     ) -> None:  # fmt: skip
-        """`seats`: requests it computes side by side; `environ`: the whole environment of the process (None: ours)."""
+        """`seats`: requests it computes side by side; `environ` gives the whole environment of the process (None: ours)."""
         if adopt and not url:
             raise ConfigError(
                 f"backends.{name}.url", "a server can only be adopted where it is", allowed="http://HOST:PORT"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -27,15 +28,36 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+class Folder:
+    """A folder for what a process needs, made when it is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._path: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """The folder; nobody else may read it."""
+        if self._path is None:
+            self._path = Path(tempfile.mkdtemp(prefix=f"inferencegym-{self._name}-"))
+        return self._path
+
+    def remove(self) -> None:
+        """With all that is in it."""
+        path, self._path = self._path, None
+        if path is not None:
+            shutil.rmtree(path)
+
+
 class ServerProcess:
     """A program that serves, from `start` to `stop`. States: stopped, starting, running, waiting (to be started again), failed."""
 
     def __init__(
-        self, name: str, command: Callable[[], Sequence[str]], ready: Callable[[], Awaitable[bool]], *, env: Mapping[str, str] | None = None,
+        self, name: str, command: Callable[[], Sequence[str]], ready: Callable[[], Awaitable[bool]], *, env: Callable[[], Mapping[str, str]] | None = None,
         log: Path | None = None, start_timeout_s: float = 600.0, stop_timeout_s: float = 10.0, most_restarts: int = 5,
         first_pause_s: float = 0.5, longest_pause_s: float = 30.0, stable_s: float = 60.0, on_change: Callable[[bool, str], None] = lambda well, problem: None,
     ) -> None:  # fmt: skip
-        """`command` is asked at each start; `ready` tells whether it serves; `env` is the whole environment (None: ours); `on_change` hears (False, why) when it died and (True, "") when it is back.
+        """`command` is asked at each start; `ready` tells whether it serves; so is `env`, for its whole environment (None: ours); `on_change` hears (False, why) when it died and (True, "") when it is back.
 
         `most_restarts` in a row are tried, with pauses that double; a process that ran for `stable_s` begins a new row.
         """
@@ -43,7 +65,7 @@ class ServerProcess:
         self._start_timeout_s, self._stop_timeout_s = start_timeout_s, stop_timeout_s
         self._most_restarts, self._first_pause_s, self._longest_pause_s = most_restarts, first_pause_s, longest_pause_s
         self._stable_s, self._on_change = stable_s, on_change
-        self.log = log or Path(tempfile.mkdtemp(prefix="inferencegym-")) / f"{name}.log"
+        self._log, self._own_folder = log, None if log is not None else Folder(name)
         self.state = "stopped"
         self.problem = ""
         """Why it is not running, with the end of its log."""
@@ -51,6 +73,14 @@ class ServerProcess:
         """How often it was started again since `start`."""
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        if self._log is None:
+            assert self._own_folder is not None, "there is a log or a folder for it"
+            return self._own_folder.path / f"{self.name}.log"
+        return self._log
 
     @property
     def pid(self) -> int | None:
@@ -76,6 +106,9 @@ class ServerProcess:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
         await self._end()
+        # A log that an error has named stays.
+        if self._own_folder is not None and self.state != "failed":
+            self._own_folder.remove()
         self.state = "stopped"
 
     def tail(self) -> str:
@@ -91,6 +124,7 @@ class ServerProcess:
     async def _launch(self) -> None:
         self.state = "starting"
         command = [str(part) for part in self._command()]
+        env = None if self._env is None else self._env()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             try:
@@ -100,7 +134,7 @@ class ServerProcess:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=self._env,
+                    env=env,
                     start_new_session=True,
                 )
             except OSError as error:

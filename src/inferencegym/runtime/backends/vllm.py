@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from inferencegym.ground.errors import ConfigError
 from inferencegym.runtime.backends import vllm_scheduler
 from inferencegym.runtime.backends.managed import Managed, full_command
+from inferencegym.runtime.backends.process import Folder
 from inferencegym.runtime.backends.vllm_scheduler import CONTROL_VARIABLE
 from inferencegym.runtime.ports import Load
 
@@ -38,27 +38,31 @@ class Vllm(Managed):
         max_model_len: int | None = None, control_file: str = "", command: Sequence[str] = (), environ: Mapping[str, str] | None = None, **more: Any,
     ) -> None:  # fmt: skip
         """`model_path`: folder or hub name, `model` if empty; `environ`: what the process gets beside our own variables (None: nothing)."""
-        self._folder = Path(tempfile.mkdtemp(prefix="inferencegym-vllm-"))
-        adopt = bool(more.get("adopt"))
-        self.control_file = Path(control_file) if control_file else None if adopt else self._folder / "control.json"
+        self._folder, self._control_file, self._inherited = Folder(name), control_file, environ or {}
         super().__init__(
-            name, model=model, seats=max_num_seqs or SEATS, environ={**(environ or {}), **self._variables(environ or {}, model_path or model)},
-            max_model_len=max_model_len, log=self._folder / f"{name}.log", **more,
+            name, model=model, seats=max_num_seqs or SEATS, environ=self._environ, max_model_len=max_model_len, **more
         )  # fmt: skip
         self._model_path, self._gpu_memory_utilization = model_path or model, gpu_memory_utilization
-        self._most_tokens, self._asked_len = 0, max_model_len
+        self._asked_len = max_model_len
         self._limits: dict[str, int] = {}
-        self._program = tuple(command) if command or adopt else find_program(name)
+        self._program = tuple(command) if command or self.adopt else find_program(name)
 
-    def _variables(self, environ: Mapping[str, str], model_path: str) -> dict[str, str]:
+    @property
+    def control_file(self) -> Path | None:
+        """Where the limits are written; None for an adopted server whose file nobody has named."""
+        if self._control_file:
+            return Path(self._control_file)
+        return None if self.adopt else self._folder.path / "control.json"
+
+    def _environ(self) -> dict[str, str]:
         """Our scheduler is found through PYTHONPATH, in a folder where it is alone: its neighbours here have the names of packages."""
-        path = os.pathsep.join(part for part in (str(self._folder), environ.get("PYTHONPATH", "")) if part)
-        offline = {"HF_HUB_OFFLINE": "1"} if Path(model_path).is_dir() else {}
-        return _QUIET | offline | {"PYTHONPATH": path, CONTROL_VARIABLE: str(self.control_file)}
+        path = os.pathsep.join(part for part in (str(self._folder.path), self._inherited.get("PYTHONPATH", "")) if part)
+        offline = {"HF_HUB_OFFLINE": "1"} if Path(self._model_path).is_dir() else {}
+        return {**self._inherited, **_QUIET, **offline, "PYTHONPATH": path, CONTROL_VARIABLE: str(self.control_file)}
 
     def command(self) -> list[str]:
         """The arguments of vLLM; `vllm serve` as well as a Python that has vLLM can be given them."""
-        shutil.copyfile(vllm_scheduler.__file__, self._folder / f"{_MODULE}.py")
+        shutil.copyfile(vllm_scheduler.__file__, self._folder.path / f"{_MODULE}.py")
         arguments = [
             "--model", self._model_path, "--served-model-name", *dict.fromkeys((self.model, *self.models)),
             "--host", str(self.root.host), "--port", str(self.root.port), "--max-num-seqs", str(self.seats),
@@ -120,15 +124,16 @@ class Vllm(Managed):
 
     def _write(self) -> None:
         """The control file, whole or not at all."""
-        assert self.control_file is not None, "without a control file there are no limits"
-        part = self.control_file.with_suffix(".part")
+        file = self.control_file
+        assert file is not None, "without a control file there are no limits"
+        part = file.with_suffix(".part")
         part.write_text(json.dumps(self._limits))
-        part.replace(self.control_file)
+        part.replace(file)
 
     async def stop(self) -> None:
-        """End it; the log stays where an error has named it."""
+        """End it, and clear away what it was given."""
         await super().stop()
-        (self._folder / f"{_MODULE}.py").unlink(missing_ok=True)
+        self._folder.remove()
 
 
 def find_program(name: str) -> tuple[str, ...]:
