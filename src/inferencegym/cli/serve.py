@@ -126,7 +126,10 @@ def _load(
     flags |= {
         f"server.{name}": value for name, value in (("host", host), ("port", port), ("workers", workers)) if value is not None
     }  # fmt: skip
-    held = [one.name for one in load(file, os.environ, flags).settings.backends]
+    makers = {
+        field: value for field, value in flags.items() if field.startswith("backends.") and field.endswith(".kind")
+    }
+    held = [one.name for one in load(file, os.environ, makers).settings.backends]
     wanted = {"kind": kind, "url": url, "model": model}
     if kind == "llama.cpp" and url is None:
         wanted["model_path"] = wanted.pop("model")
@@ -135,5 +138,5 @@ def _load(
     name = held[0] if held else "main"
     if not held and kind is None:
         wanted["kind"] = "mock" if url is None else "openai"
-    flags |= {f"backends.{name}.{field}": value for field, value in wanted.items() if value is not None}
-    return load(file, os.environ, flags)
+    mine = {f"backends.{name}.{field}": value for field, value in wanted.items() if value is not None}
+    return load(file, os.environ, mine | flags)

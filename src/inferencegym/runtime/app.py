@@ -308,7 +308,7 @@ class App:
             return
         ask, usage = flow.ask, flow.usage_now()
         self.log.write(
-            "info", "request", id=ask.id, path=path, status=status, code=flow.code, outcome=flow.outcome.name.lower() if flow.outcome else "",
+            "info", "request", id=ask.id, path=path, status=status, code=flow.code, outcome=flow.outcome.name.lower() if flow.outcome is not None else "",
             model=ask.model, tenant=ask.tenant, slo_class=self.gateway.settings.classes[ask.slo_class].name, stream=ask.stream,
             prompt_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, queue_ms=_ms(flow.dispatched_s - flow.enqueued_s),
             ttft_ms=_ms(flow.first_s - ask.arrival_s), total_ms=_ms(flow.finish_s - ask.arrival_s),
