@@ -94,27 +94,23 @@ def read_event(raw: bytes) -> Event:
 
 def piece_of(event: Event, raw: bytes, whole: bool) -> Piece:
     """The piece to hand on. Of an event without usage, each choice with content counts as one token."""
-    piece = Piece(raw=raw)
+    tokens = index = 0
+    finish = None
     for choice in event.choices:
+        index = choice.index
         if choice.finish_reason is not None:
-            piece.finish_reason = choice.finish_reason
-        piece.index = choice.index
+            finish = choice.finish_reason
         delta = choice.delta
-        if choice.text or (
-            delta is not None
-            and (
-                delta.content
-                or delta.reasoning_content
-                or delta.reasoning
-                or delta.refusal
-                or delta.tool_calls != _NONE
-            )
-        ):
-            piece.tokens += 1
-    piece.usage = event.counted()
-    if whole and piece.usage is not None:
-        piece.tokens = piece.usage.completion_tokens
-    return piece
+        if choice.text or (delta is not None and (delta.content or _says_more(delta))):
+            tokens += 1
+    usage = None if event.usage is None and event.timings is None else event.counted()
+    if whole and usage is not None:
+        tokens = usage.completion_tokens
+    return Piece("", tokens, index, finish, raw, usage)
+
+
+def _says_more(delta: _Delta) -> bool:
+    return bool(delta.reasoning_content or delta.reasoning or delta.refusal or delta.tool_calls != _NONE)
 
 
 def garbage(what: str) -> BackendError:
@@ -166,7 +162,10 @@ class EventStream:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The `data` of the events that are now whole, in order (several lines of one event joined by LF)."""
-        data = self._rest + data
+        if self._rest:
+            data = self._rest + data
+        elif data.endswith(b"\n\n") and data.count(b"\n") == 2 and data.startswith(b"data: "):
+            return [data[6:-2]]  # what comes nearly always: one event in one piece
         held = b""
         if b"\r" in data:
             # JSON never holds a bare CR, so it can only belong to a line's end; one at the very end waits for its LF.
