@@ -76,7 +76,8 @@ def _tasks(work: Callable[[_J], _R], jobs: Sequence[tuple[int, _J]], workers: in
         versions, folder = _versions(), os.getcwd()
         waiting = {task.remote(work, job, versions, folder): at for at, job in jobs}
         try:
-            yield ((waiting[done], _result(ray, done)) for done in _as_done(ray, list(waiting)))
+            with own_errors(ray):
+                yield ((waiting[done], ray.get(done)) for done in _as_done(ray, list(waiting)))
         finally:
             for reference in waiting:
                 ray.cancel(reference)
@@ -142,15 +143,16 @@ def _as_done(ray: Any, left: list[Any]) -> Iterator[Any]:
         yield from done
 
 
-def _result(ray: Any, reference: Any) -> Any:
-    """A task's result; its own error, not Ray's account of it, if that is what it came to."""
+@contextmanager
+def own_errors(ray: Any) -> Iterator[None]:
+    """Errors of what a cluster does inside: the one that was raised there, not Ray's account of it; and one clear one for a lost worker."""
     try:
-        return ray.get(reference)
+        yield
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InferenceGymError):
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:
         raise InferenceGymError(
-            f"--ray: a job's worker was lost {_RETRIES + 1} times ({str(error).splitlines()[0]}); is its machine out of memory?"
+            f"--ray: a worker was lost, at one job {_RETRIES + 1} times ({str(error).splitlines()[0]}); is its machine out of memory?"
         ) from error

@@ -33,7 +33,7 @@ from inferencegym.envs.vector import PlantVectorEnv
 from inferencegym.ground.archive import Array
 from inferencegym.ground.errors import ConfigError, MissingExtraError
 from inferencegym.learn.config import PPO, RANDOM, TrainConfig
-from inferencegym.learn.distributed import LOCAL, connected
+from inferencegym.learn.distributed import LOCAL, connected, own_errors
 from inferencegym.learn.train import CONFIG, POLICY
 from inferencegym.learn.validate import best_static, values_of
 from inferencegym.learn.varied import vary
@@ -43,6 +43,7 @@ try:
     import torch
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.rllib.core.columns import Columns
+    from ray.rllib.core.distribution.torch.torch_distribution import TorchMultiCategorical
     from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
     from ray.rllib.core.rl_module.torch import TorchRLModule
@@ -95,6 +96,9 @@ class MaskedNetworks(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
         given = self.model_config
         self._width = len(given["mean"])
         choices = self.observation_space.shape[0] - self._width
+        if isinstance(self.action_space, spaces.MultiDiscrete):
+            sizes = self.action_space.nvec.tolist()
+            self.action_dist_cls = TorchMultiCategorical.get_partial_dist_cls(space=self.action_space, input_lens=sizes)
         self.register_buffer("mean", torch.tensor(given["mean"], dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(given["scale"], dtype=torch.float32))
         self.policy = _perceptron([self._width, *given["hidden"], choices], last_gain=0.01)
@@ -141,6 +145,7 @@ def algorithm(config: TrainConfig, *, runners: int) -> Any:
         PPOConfig()
         .environment(MaskedEnv, env_config={"task": config.task, "randomise": config.randomise, "encoding": config.encoding, "scenarios": config.scenarios, "masked": config.algorithm == "maskable-ppo"})
         .env_runners(num_env_runners=runners, num_envs_per_env_runner=config.rows // max(runners, 1), rollout_fragment_length=given.rollout_steps)
+        .fault_tolerance(restart_failed_env_runners=False)  # Or an error in an environment is tried again for ever.
         .learners(num_learners=0)
         .training(
             lr=rate, gamma=given.discount, lambda_=given.gae_lambda, clip_param=given.clip, entropy_coeff=given.entropy, vf_loss_coeff=given.value_weight,
@@ -166,7 +171,7 @@ def train(
     bar, best, steps, last = best_static(task, indices), -math.inf, 0, None
     config.save(folder / CONFIG)
     with ExitStack() as stack:
-        stack.enter_context(connected(ray, runners + 1))
+        stack.enter_context(own_errors(stack.enter_context(connected(ray, runners + 1))))
         trainer = settings.build_algo()
         stack.callback(rmtree, trainer.logdir)
         stack.callback(trainer.stop)
