@@ -178,9 +178,9 @@ def test_credit_is_not_saved_up_and_debt_is_not_forgotten():
 def test_tenants_that_come_once_are_forgotten_and_those_in_debt_are_not():
     for line in (Vtc(Price(IN, OUT)), Wfq(Price(IN, OUT), 100)):
         line.push(debtor := ask(0, tenant="debtor"), 0.0)
-        line.pop(0.0)
-        line.charge(debtor, 10**6)
         line.push(ask(0, tenant="steady", prompt_tokens=1), 0.0)
+        assert line.pop(0.0) is debtor
+        line.charge(debtor, 10**6)
         for n in range(30_000):
             line.push(ask(n, tenant=f"t{n}", prompt_tokens=1), 0.0)
             line.pop(0.0)
