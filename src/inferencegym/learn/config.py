@@ -101,7 +101,7 @@ class Forks:
     start: str = "best-static"
     """What the policy begins with: best-static, fixed:..., or file:PATH, a network of the same head and widths."""
     confidence: float = 3.0
-    """How much the starting setting's scores are above the others'."""
+    """How much the starting setting's scores are above the others'; of a network, what its scores are multiplied by, so that it draws surely."""
     episodes: int = 32
     """Training episodes played for an update."""
     measured_windows: int = 40

@@ -60,6 +60,7 @@ class ForkLearner:
             self._begin_at(first_setting(task, given.start))
         else:
             self._mlp.put(learned)
+            self._sharpen()
 
     # --- what a training asks of a learner ---------------------------------------------------------------------------
 
@@ -119,6 +120,13 @@ class ForkLearner:
             last.bias.zero_()
             for knob, place in enumerate(nearest(setting[None])[0].tolist()):
                 last.bias[OFFSETS[knob] + place] = self.settings.confidence
+
+    def _sharpen(self) -> None:
+        """Surer of the same choices: they are drawn while advantages are measured, and who was only taught leaves wide odds."""
+        last = self._mlp.linear[-1]
+        with torch.no_grad():
+            last.weight.mul_(self.settings.confidence)
+            last.bias.mul_(self.settings.confidence)
 
     def _move(self, found: Measured) -> dict[str, float]:
         given = self.settings
