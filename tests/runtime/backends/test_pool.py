@@ -174,8 +174,11 @@ def test_faults_in_a_row_close_a_backend_off_and_one_probe_brings_it_back():
         await asyncio.wait_for(back.wait(), 5)  # told when a probe may go
         assert pool.pick(ask()) is a
         assert pool.pick(ask()) is None  # one probe at a time
+        pool.release(a)  # its client left: the next one is the probe
+        assert changes == ["open", "open", "open"]
+        assert pool.pick(ask()) is a
         pool.report(a, None)
-        assert changes == ["open", "open", "closed"]
+        assert changes == ["open", "open", "open", "closed"]
         assert pool.pick(ask()) is a
 
     run(main)

@@ -67,6 +67,7 @@ async def answers_and_counts(backend) -> None:
 
 
 async def the_cap_is_live(backend) -> None:
+    await backend.scrape()
     before = backend.load().more["request_success_total"]
     running = [asyncio.ensure_future(read(backend.submit(ask(150, number=i)))) for i in range(8)]
     await until(backend, lambda load: load.running == 8)

@@ -40,10 +40,12 @@ class Breaker:
         """Whether a request may go there now; changes nothing."""
         return self.state == CLOSED or now_s >= self.until_s
 
-    def take(self, now_s: float) -> None:
-        """A request goes there: the probe, where the breaker is not closed."""
-        if self.state != CLOSED:
-            self.state, self.until_s = HALF_OPEN, now_s + self.probe_s
+    def take(self, now_s: float) -> bool:
+        """A request goes there; whether it is the probe of a breaker that is not closed."""
+        if self.state == CLOSED:
+            return False
+        self.state, self.until_s = HALF_OPEN, now_s + self.probe_s
+        return True
 
     def report(self, error: BackendError | None, now_s: float) -> bool:
         """What became of a request; whether the breaker's state changed. Other errors than faults say that the backend is alive."""
@@ -61,7 +63,9 @@ class Breaker:
             self.opened += 1
         return before != self.state
 
-    def release(self) -> None:
-        """A request ended without a word of the backend (its client left): the probe's place is free again."""
-        if self.state == HALF_OPEN:
-            self.state, self.until_s = OPEN, 0.0
+    def release(self) -> bool:
+        """A request ended without a word of the backend (its client left); whether another may be the probe now."""
+        if self.state != HALF_OPEN:
+            return False
+        self.state, self.until_s = OPEN, 0.0
+        return True

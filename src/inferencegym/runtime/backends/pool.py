@@ -234,7 +234,8 @@ class Pool:
             member = self._by_session(members, ask.session)
         else:
             member = self._in_turn(members)
-        member.breaker.take(now_s)
+        if member.breaker.take(now_s):
+            self._later(member.breaker.until_s)
         member.in_flight += 1
         member.picked += 1
         return member.backend
@@ -254,7 +255,8 @@ class Pool:
         """The request is there no more, and says nothing of the backend."""
         member = self._by_backend[id(backend)]
         member.in_flight -= 1
-        member.breaker.release()
+        if member.breaker.release():
+            self._changed()
 
     def _later(self, at_s: float) -> None:
         """Tell those who wait when a probe may go."""
