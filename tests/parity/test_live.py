@@ -22,7 +22,8 @@ RULES = [name for name in FEATURES if name not in APART]
 def live_of(case: Case) -> LiveEngine:
     engine = build(case)
     # Drafts are drawn by row number, so the table must not be made anew; else it is as small as can be.
-    capacity = 2 + len(case.requests) if case.config.speculation_depth else 2
+    enough = 2 + len(case.requests) + sum(len(q.keys) for q in case.requests)
+    capacity = enough if case.config.speculation_depth else 2
     tenants = 1 + max(q.tenant for q in case.requests)
     return LiveEngine(engine.machine, engine.settings, seed=case.config.seed, tenants=tenants, capacity=capacity)
 
@@ -60,7 +61,9 @@ class Feeder:
             at = min(arrival_ps, abort_ps, engine.next_ps)
             if at >= FAR_PS:
                 return self.records()
+            aborted = False
             while aborts and aborts[0][0] == at:
+                aborted = True
                 row = aborts.pop(0)[1]
                 requests = [q for q in requests if q.row != row]
                 if row in self.tickets:
@@ -73,7 +76,7 @@ class Feeder:
                     at, q.prompt, q.target, owner=q.row, watch=self.watch, budget_tokens=q.budget, priority=q.priority,
                     tenant=q.tenant, slo_ttft_ps=q.slo_ttft_ps, keys=q.keys,
                 )  # fmt: skip
-            self.take(engine.plan(at) if self.halves else engine.advance(at))
+            self.take(engine.plan(at) if self.halves or aborted else engine.advance(at))
 
     def records(self) -> list[Record]:
         return [
@@ -93,7 +96,9 @@ def check(case: Case, rng: random.Random, *, abort: bool = False) -> None:
         plain = run_naive(case.requests, case.config, case.times)
         for record in rng.sample(plain.records, k=min(len(plain.records), rng.choice([1, 3, len(plain.records)]))):
             # Anywhere in its life, at the instant it ends (a step's end) too; sometimes after it.
-            at = rng.choice([record.finish_ps, rng.randint(record.arrival_ps, record.finish_ps), record.finish_ps + 1000])
+            at = rng.choice(
+                [record.finish_ps, rng.randint(record.arrival_ps, record.finish_ps), record.finish_ps + 1000]
+            )
             if at > record.arrival_ps:
                 aborts.append((at, record.row))
     naive = run_naive(case.requests, case.config, case.times, aborts=aborts)
@@ -103,7 +108,16 @@ def check(case: Case, rng: random.Random, *, abort: bool = False) -> None:
         assert mine == other, f"under {case.config}, aborts {aborts}"
     totals, itl = feeder.engine.totals(), feeder.engine.itl()
     # Prefill tokens are counted when they are planned; the naive engine counts them when they are done, so not those of the aborted.
-    for name in ("steps", "busy_ps", "emitted_tokens", "hit_tokens", "preemptions", "swaps", "evicted_blocks", *["prefill_tokens"] * (not aborts)):
+    for name in (
+        "steps",
+        "busy_ps",
+        "emitted_tokens",
+        "hit_tokens",
+        "preemptions",
+        "swaps",
+        "evicted_blocks",
+        *["prefill_tokens"] * (not aborts),
+    ):
         assert totals[name] == naive.totals[name], f"{name} under {case.config}, aborts {aborts}"
     assert (itl.counts.tolist(), itl.sum_ps) == (naive.itl_counts, naive.itl_sum_ps)
     assert check_arena(feeder.engine.arena) == []

@@ -87,6 +87,11 @@ class Running:
         """
         return {name: self._total(name) for name in _TOTALS}
 
+    def total(self, name: str) -> int:
+        """One of `totals`."""
+        assert name in _TOTALS, f"totals are {_TOTALS}, not '{name}'"
+        return self._total(name)
+
     def itl(self) -> ItlHistogram:
         """Inter-token gaps since the start."""
         core = self._core

@@ -210,6 +210,8 @@ class Recorder:
             mine.queue.observe(me.scheduled_s - ask.arrival_s)
         if outcome is Outcome.OK:
             self._completed(me, mine, now_s)
+        if me.first_s == me.first_s:
+            mine.prompt_tokens += me.prompt
         mine.output_tokens += me.output
         self._count(outcome.name.lower(), reason)
         self.journal.add(me, now_s, int(outcome), self.start_s)
@@ -217,7 +219,6 @@ class Recorder:
     def _completed(self, me: Live, mine: ClassFigures, now_s: float) -> None:
         ask = me.ask
         mine.finished += 1
-        mine.prompt_tokens += me.prompt
         mine.e2e.observe(now_s - ask.arrival_s)
         pace_s = 0.0
         if me.output > 1:

@@ -8,7 +8,7 @@ Engine times are picoseconds since the start, all others seconds of `clock`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from inferencegym.engine.codes import Ending
@@ -288,13 +288,13 @@ class MockBackend:
 
     def load(self) -> Load:
         """Queue, seats and KV as after the last step."""
-        gauges, totals = self.engine.live_gauges(), self.engine.totals()
+        gauges = self.engine.live_gauges()
         return Load(
             running=gauges.running,
             waiting=gauges.waiting,
             kv_used_fraction=max(gauges.kv_used_blocks, 0) / max(gauges.kv_pool_blocks, 1),
             preemptions=gauges.preemptions,
-            more={name: float(totals[name]) for name in MORE},
+            more=Totals(self.engine),
         )
 
     def apply(self, knobs: Mapping[str, object]) -> Mapping[str, str]:
@@ -318,6 +318,26 @@ class MockBackend:
                 refused[knob] = str(error)
         self.settings = self.engine.settings
         return refused
+
+
+class Totals(Mapping[str, float]):
+    """The engine's counters, added up when somebody asks: routers look at loads all the time, and never at these."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: LiveEngine) -> None:
+        self._engine = engine
+
+    def __getitem__(self, name: str) -> float:
+        if name not in MORE:
+            raise KeyError(name)
+        return float(self._engine.total(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(MORE)
+
+    def __len__(self) -> int:
+        return len(MORE)
 
 
 #: Counters of the engine that `Load.more` has, since the start.
