@@ -17,11 +17,10 @@ import numpy as np
 
 from inferencegym.ground.errors import ConfigError, InputError
 from inferencegym.metrics.record import COLUMNS, Records
-from inferencegym.workload import Workload
-from inferencegym.workload.files import whole_file, write
 
 if TYPE_CHECKING:
     from inferencegym.runtime.recorder import Live
+    from inferencegym.workload import Workload
 
 #: Tenants that get a name in the files; further ones share the last.
 MOST_TENANTS = 10_000
@@ -138,7 +137,10 @@ def _write(
     folder: Path, number: int, rows: list[Row], classes: tuple[str, ...], tenants: tuple[str, ...], source: str
 ) -> None:
     """Both files; record i is of row i of the workload."""
+    # Arrow weighs 40 MiB: only who writes files carries it.
     import pyarrow.parquet as pq
+
+    from inferencegym.workload.files import whole_file, write
 
     workload, order = _workload(rows, classes, tenants, source)
     records = _records(rows).take(order)
@@ -164,6 +166,8 @@ def _workload(
     """The workload of these rows, and their positions in the order of arrival (ties: of admission)."""
     if not rows:
         raise InputError("no request has ended yet: there is nothing to write")
+    from inferencegym.workload import Workload
+
     columns = dict(zip((*COLUMNS, "budget", "session"), zip(*rows, strict=True), strict=True))
     arrival_s = np.maximum(np.array(columns["arrival_s"]), 0.0)
     order = np.lexsort((np.array(columns["row"]), arrival_s))
