@@ -7,7 +7,6 @@ import time
 
 from inferencegym.runtime.app import App
 from inferencegym.runtime.backends.make import make_pool
-from inferencegym.runtime.backends.mock import MockBackend
 from inferencegym.runtime.gateway import Gateway
 from inferencegym.runtime.keys import Keyring
 from inferencegym.runtime.log import JsonLog
@@ -27,4 +26,7 @@ def make_app(settings: Settings) -> App:
 
 
 def _mock(one: BackendSettings) -> Backend:
+    # The engine's kernels weigh 70 MiB: only who plays an engine carries them.
+    from inferencegym.runtime.backends.mock import MockBackend
+
     return MockBackend.of(one, clock=time.monotonic)
