@@ -118,7 +118,7 @@ def test_the_file_may_be_named_by_the_environment(file):
             {"LLM_RUNTIME_MAX_QUEUE_SIZE": "many"},
             {},
             r"queue.max_requests: 'many' does not fit.*environment LLM_RUNTIME_MAX_QUEUE_SIZE",
-        ),  # fmt: skip
+        ),
         ({"LLM_RUNTIME_MAX_QUEUE_SIZE": "3", "LLM_RUNTIME_QUEUE_MAX_REQUESTS": "3"}, {}, "set the same"),
         ({"LLM_RUNTIME_API_KEY": "short"}, {}, "too short"),
         ({}, {"queue.ordr": "vtc"}, "did you mean 'order'"),
