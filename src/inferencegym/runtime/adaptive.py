@@ -20,28 +20,46 @@ class Limiter(Protocol):
         """A request that got its seat at `began_s` had its first token `latency_s` later; so many are in flight."""
 
 
+class Least:
+    """The least latency seen: what the engine takes when it is not crowded.
+
+    It creeps up by a thousandth a sample only while the limit is within `NEAR` of its floor: latency that is high even there says that the traffic or the
+    engine has changed. A mean over time instead follows a crowded engine up, and the limit with it without end (Gradient2's long mean did, in
+    tests/runtime/test_adaptive.py's engine).
+    """
+
+    CREEP, NEAR = 1.001, 4
+
+    def __init__(self) -> None:
+        self.least_s = math.inf
+
+    def see(self, latency_s: float, limit: float, floor: int) -> float:
+        """Count a sample; the least."""
+        creep = self.CREEP if limit <= floor + self.NEAR else 1.0
+        self.least_s = min(self.least_s * creep, latency_s)
+        return self.least_s
+
+
 class Aimd:
     """Additive increase, multiplicative decrease, as in TCP: +1 for each limit's worth of good samples while the limit is in use, times 0.9 for a slow one.
 
-    Slow is above `slo_s`, or, without one, above three times the least seen lately. After a decrease only requests that began later can cause the next.
+    Slow is above `slo_s`, or, without one, above three times the least seen. After a decrease only requests that began later can cause the next.
     Invariant: min_limit <= limit <= max_limit.
     """
 
     BACKOFF = 0.9
     TIMES_LEAST = 3.0
-    #: The least latency seen creeps up by this much a sample, so that an old record does not hold for ever.
-    CREEP = 1.001
 
     def __init__(self, min_limit: int, max_limit: int, slo_s: float | None, start: float) -> None:
         self._min, self._max, self._slo_s = min_limit, max_limit, slo_s
         self.limit = min(max(start, min_limit), max_limit)
-        self._least_s = math.inf
+        self._least = Least()
         self._fell_s = -math.inf
 
     def sample(self, latency_s: float, began_s: float, now_s: float, in_flight: int) -> None:
         """See `Limiter`."""
-        self._least_s = min(self._least_s * self.CREEP, latency_s)
-        slow_s = self._slo_s if self._slo_s is not None else self.TIMES_LEAST * self._least_s
+        least_s = self._least.see(latency_s, self.limit, self._min)
+        slow_s = self._slo_s if self._slo_s is not None else self.TIMES_LEAST * least_s
         if latency_s > slow_s:
             # A clock that went back makes `_fell_s` lie ahead; it holds for nothing then.
             if began_s >= self._fell_s or now_s < self._fell_s:
@@ -52,33 +70,29 @@ class Aimd:
 
 
 class Gradient:
-    """After Netflix's Gradient2: limit <- limit * clamp(1.5 * long / short, 0.5, 1) + sqrt(limit), smoothed; long and short are means of latency.
+    """After Netflix's Gradient: limit <- limit * clamp(1.5 * least / mean, 0.5, 1) + sqrt(limit), smoothed over a limit's worth of samples.
 
-    When latency rises above 1.5 times its long mean the limit shrinks in proportion; else it probes upward by sqrt(limit). It does not move while
-    less than half of it is in use. Invariant: min_limit <= limit <= max_limit.
+    `mean` is of the last ten latencies. The limit settles where latency is about 1.5 to 2 times the least seen; it does not move while less than half of it
+    is in use. Invariant: min_limit <= limit <= max_limit.
     """
 
-    TOLERANCE, SMOOTHING, LONG, SHORT = 1.5, 0.2, 600, 10
+    TOLERANCE, SMOOTHING, SHORT = 1.5, 0.2, 10
 
     def __init__(self, min_limit: int, max_limit: int, start: float) -> None:
         self._min, self._max = min_limit, max_limit
         self.limit = min(max(start, min_limit), max_limit)
-        self._long_s = self._short_s = 0.0
+        self._least = Least()
+        self._mean_s = 0.0
         self._seen = 0
 
     def sample(self, latency_s: float, began_s: float, now_s: float, in_flight: int) -> None:
         """See `Limiter`."""
         self._seen += 1
-        self._long_s += (latency_s - self._long_s) / min(self._seen, self.LONG)
-        self._short_s += (latency_s - self._short_s) / min(self._seen, self.SHORT)
-        if self._short_s > 0 and self._long_s / self._short_s > 2:
-            # Load has gone: the long mean must follow down, or the next rise would not be seen.
-            self._long_s *= 0.95
+        least_s = self._least.see(latency_s, self.limit, self._min)
+        self._mean_s += (latency_s - self._mean_s) / min(self._seen, self.SHORT)
         if 2 * in_flight < self.limit:
             return
-        gradient = 1.0
-        if self._short_s > 0:
-            gradient = max(0.5, min(1.0, self.TOLERANCE * self._long_s / self._short_s))
+        gradient = 1.0 if self._mean_s <= 0 else max(0.5, min(1.0, self.TOLERANCE * least_s / self._mean_s))
         wanted = self.limit * gradient + math.sqrt(self.limit)
         smooth = self.limit + self.SMOOTHING / max(1.0, self.limit) * (wanted - self.limit)
         self.limit = min(max(smooth, float(self._min)), float(self._max))

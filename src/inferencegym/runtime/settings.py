@@ -211,7 +211,7 @@ class AdmissionSettings(Section, frozen=True):
     predicted_wait: bool = False
     """Refuse at once what would wait longer than its TTL or TTFT objective."""
     adaptive: Literal["off", "aimd", "gradient"] = "off"
-    """Learn how many requests may be in flight from their latency."""
+    """Learn how many requests may be in flight from the time their first tokens take: aimd (up by one, down by a tenth) or gradient (in proportion to its rise)."""
     min_limit: Count = 1
     """adaptive: fewest requests in flight."""
     max_limit: Count = 1024
