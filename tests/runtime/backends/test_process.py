@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -109,7 +111,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path):
 
     async def main():
         process = ServerProcess("srv", lambda: ["/nonexistent/llama-server"], never, log=tmp_path / "x.log")
-        with pytest.raises(BackendError, match="'/nonexistent/llama-server' cannot be started"):
+        with pytest.raises(BackendError, match="no program '/nonexistent/llama-server'"):
             await process.start()
 
     run(main)
@@ -164,6 +166,23 @@ def test_cancelling_the_start_clears_away(tmp_path):
         await until(lambda: not alive(pid))
 
     run(main)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv here")
+def test_it_ends_when_the_gateway_is_killed(tmp_path):
+    code = f"""
+import asyncio, os, signal, sys
+from pathlib import Path
+from tests.runtime.backends.test_process import server
+async def main():
+    await server(Path({str(tmp_path)!r})).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    asyncio.run(until(lambda: not alive(numbers(tmp_path)[0])))
+    os.kill(numbers(tmp_path)[1], signal.SIGKILL)  # the pretended server leaves its child to us
 
 
 def test_free_ports_differ():

@@ -181,7 +181,7 @@ class HttpAnswer:
         event = read_event(raw)
         if event.timings is not None:
             self._account(event.timings, self._first_s)
-        for choice in event.choices:
+        for choice in event.choices or ():
             self._open_choices[choice.index] = choice.finish_reason is None and self._open_choices.get(
                 choice.index, True
             )

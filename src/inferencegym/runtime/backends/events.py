@@ -37,7 +37,7 @@ class _Cached(msgspec.Struct, gc=False):
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int = 0
+    prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _Cached | None = None
 
@@ -55,7 +55,7 @@ class Timings(msgspec.Struct, gc=False):
 class Event(msgspec.Struct, gc=False):
     """The parts of an event or of a whole answer that are counted."""
 
-    choices: list[_Choice] = msgspec.field(default_factory=list)
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     timings: Timings | None = None
     error: msgspec.Raw = _NONE
@@ -65,7 +65,7 @@ class Event(msgspec.Struct, gc=False):
         if self.usage is not None:
             details = self.usage.prompt_tokens_details
             cached = 0 if details is None else details.cached_tokens or 0
-            return Usage(self.usage.prompt_tokens, self.usage.completion_tokens or 0, cached)
+            return Usage(self.usage.prompt_tokens or 0, self.usage.completion_tokens or 0, cached)
         if self.timings is not None:
             return Usage(self.timings.cache_n + self.timings.prompt_n, self.timings.predicted_n, self.timings.cache_n)
         return None
@@ -96,7 +96,7 @@ def piece_of(event: Event, raw: bytes, whole: bool) -> Piece:
     """The piece to hand on. Of an event without usage, each choice with content counts as one token."""
     tokens = index = 0
     finish = None
-    for choice in event.choices:
+    for choice in event.choices or ():
         index = choice.index
         if choice.finish_reason is not None:
             finish = choice.finish_reason
@@ -164,7 +164,7 @@ class EventStream:
         """The `data` of the events that are now whole, in order (several lines of one event joined by LF)."""
         if self._rest:
             data = self._rest + data
-        elif data.endswith(b"\n\n") and data.count(b"\n") == 2 and data.startswith(b"data: "):
+        elif data.endswith(b"\n\n") and data.count(b"\n") == 2 and data.startswith(b"data: {"):
             return [data[6:-2]]  # what comes nearly always: one event in one piece
         held = b""
         if b"\r" in data:
@@ -187,10 +187,10 @@ class EventStream:
     def _events(whole: bytes) -> list[bytes]:
         events = []
         for block in whole.split(b"\n\n"):
-            if block.startswith(b"data: ") and b"\n" not in block:
+            if block.startswith(b"data: {") and b"\n" not in block:
                 events.append(block[6:])
                 continue
             lines = [line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:")]
-            if lines:
+            if any(lines):
                 events.append(b"\n".join(lines))
         return events

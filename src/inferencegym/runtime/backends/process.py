@@ -124,12 +124,15 @@ class ServerProcess:
     async def _launch(self) -> None:
         self.state = "starting"
         command = [str(part) for part in self._command()]
+        if shutil.which(command[0]) is None:
+            raise BackendError(f"{self.name}: there is no program '{command[0]}'", code="backend_not_started")
         env = None if self._env is None else self._env()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             try:
                 # A session of its own: the kernel shares the processor out by session, and the whole group can be ended at once.
                 self._process = process = await asyncio.create_subprocess_exec(
+                    *_tied_to_us(),
                     *command,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
@@ -216,3 +219,9 @@ class ServerProcess:
         # The group's number stays taken as long as somebody is in it, so this can hit nobody else while anybody is left.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, number)
+
+
+def _tied_to_us() -> tuple[str, ...]:
+    """What makes the kernel end a server whose gateway was killed and can stop nothing any more (Linux, util-linux)."""
+    setpriv = shutil.which("setpriv")
+    return () if setpriv is None else (setpriv, "--pdeathsig", "TERM", "--")
