@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 from inferencegym.runtime.app import App
 from inferencegym.runtime.backends.pool import Pool, Traits
+from inferencegym.runtime.exporter import Exporter
 from inferencegym.runtime.gateway import Gateway
 from inferencegym.runtime.keys import Keyring
+from inferencegym.runtime.live import LiveConfig
 from inferencegym.runtime.log import JsonLog
 from inferencegym.runtime.pages import Pages
 from inferencegym.runtime.ports import CHAT, COMPLETIONS, BackendError, Capabilities, Load, Piece
@@ -20,6 +22,20 @@ from tests.starting import InThread
 
 #: Steps of a script besides pieces: wait so many seconds; hang until aborted; fail.
 HANG = object()
+
+
+class Gate:
+    """A step that lasts until the test opens it."""
+
+    def __init__(self):
+        self._loop, self._event = None, asyncio.Event()
+
+    async def wait(self):
+        self._loop = asyncio.get_running_loop()
+        await self._event.wait()
+
+    def open(self):
+        self._loop.call_soon_threadsafe(self._event.set)
 
 
 class FakeAnswer:
@@ -43,6 +59,9 @@ class FakeAnswer:
                 return step
             if isinstance(step, BackendError):
                 raise step
+            if isinstance(step, Gate):
+                await step.wait()
+                continue
             try:
                 await asyncio.wait_for(self.aborted.wait(), None if step is HANG else step)
             except TimeoutError:
@@ -112,8 +131,11 @@ def make_gateway(*backends, settings=None, clock=None, **more):
     return Gateway(settings, pool, Recorder(settings.classes, clock), clock)
 
 
-def make_app(gateway, live=None, metrics=None):
-    return App(gateway, Pages(gateway, live, metrics).table(), Keyring(gateway.settings.keys), JsonLog("error"))
+def make_app(gateway):
+    live = LiveConfig(gateway.settings, gateway.change)
+    return App(
+        gateway, Pages(gateway, live, Exporter(gateway)).table(), Keyring(gateway.settings.keys), JsonLog("error")
+    )
 
 
 class Served:

@@ -25,7 +25,7 @@ from inferencegym.runtime.settings import (
     ServiceClass,
     Settings,
 )
-from tests.runtime.fakes import HANG, FakeBackend, Served, make_gateway, until, words
+from tests.runtime.fakes import HANG, FakeBackend, Gate, Served, make_gateway, until, words
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -550,7 +550,8 @@ def test_batches_go_when_they_are_full_or_late():
 
 
 def test_priorities_of_classes_and_requests_order_the_queue():
-    backend = FakeBackend(lambda ask: words(1, 0.5 if ask.id == "hold" else None), seats=1)
+    gate = Gate()
+    backend = FakeBackend(lambda ask: [gate, *words(1)], seats=1)
     classes = (ServiceClass("usual", priority=10), ServiceClass("vip", priority=0))
     with Served(backend, settings=settings(queue=QueueSettings(order="priority"), classes=classes)) as server:
         threads = []
@@ -561,6 +562,7 @@ def test_priorities_of_classes_and_requests_order_the_queue():
             threads[-1].start()
             count = len(threads)
             until(lambda count=count: server.gateway.under_way() == count)
+        gate.open()
         for thread in threads:
             thread.join()
         assert [ask.id for ask in backend.asked] == ["hold", "vip", "slow"]
@@ -598,3 +600,81 @@ def test_capabilities_decide_what_is_passed_on():
     with Served(able, settings=settings()) as server:
         assert post(server, n=2, stop="x").status_code == 200
         assert envelope(post(server, tools=[{"type": "function"}]), 400, "unsupported_parameter")["param"] == "tools"
+
+
+# --- live settings and metrics ---------------------------------------------------------------------------------------------
+
+
+def test_settings_change_while_requests_wait_and_nobody_is_lost():
+    gate = Gate()
+    backend = FakeBackend(lambda ask: [gate, *words(1)], seats=1)
+    with Served(backend, settings=settings()) as server:
+        url, answers = f"{server.url}/v1/runtime/config", []
+        threads = []
+        for name, rank in (("hold", 0), ("last", 9), ("first", 1)):
+            threads.append(
+                threading.Thread(
+                    target=lambda n=name, r=rank: answers.append(post(server, headers={"x-request-id": n}, priority=r))
+                )
+            )
+            threads[-1].start()
+            count = len(threads)
+            until(lambda count=count: server.gateway.under_way() == count)
+        held = httpx.get(url).json()
+        assert held["settings"]["queue"]["order"] == "fcfs"
+        envelope(httpx.patch(url, json={"changes": {"queue.order": "best"}}), 400, "invalid_config")
+        envelope(httpx.patch(url, json={"changes": {"server.port": 1}}), 400, "invalid_config")
+        envelope(httpx.patch(url, json={"changes": {}, "version": 7}), 412, "version_conflict")
+        dry = httpx.patch(url, json={"changes": {"queue.order": "priority"}, "dry_run": True}).json()
+        assert server.gateway.settings.queue.order == "fcfs"
+        done = httpx.patch(
+            url, json={"changes": {"queue.order": "priority"}, "reason": "why not"}, headers={"if-match": '"1"'}
+        ).json()
+        gate.open()
+        assert (dry["dry_run"], done["version"], done["changes"]) == (
+            True,
+            2,
+            {"queue.order": {"from": "fcfs", "to": "priority"}},
+        )
+        for thread in threads:
+            thread.join()
+        assert [ask.id for ask in backend.asked] == ["hold", "first", "last"]
+        assert [answer.status_code for answer in answers] == [200] * 3
+        assert httpx.post(f"{url}/revert", json={"to": 1}).json()["version"] == 3
+        assert server.gateway.settings.queue.order == "fcfs"
+        assert [change["reason"] for change in httpx.get(f"{url}/audit").json()["changes"]] == ["why not", ""]
+
+
+def test_seats_change_while_requests_wait():
+    gate = Gate()
+    backend = FakeBackend(lambda ask: [gate, *words(1)])
+    with Served(backend, settings=settings(dispatch=DispatchSettings(max_concurrency=1))) as server:
+        threads = [threading.Thread(target=post, args=(server,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until(lambda: server.gateway.waiting() == 3)
+        assert (
+            httpx.patch(
+                f"{server.url}/v1/runtime/config", json={"changes": {"dispatch.max_concurrency": 4}}
+            ).status_code
+            == 200
+        )
+        until(lambda: server.gateway.in_flight() == 4)
+        gate.open()
+        for thread in threads:
+            thread.join()
+
+
+def test_metrics_are_told_to_prometheus_and_to_people(served):
+    post(served)
+    text = httpx.get(f"{served.url}/metrics")
+    assert text.headers["content-type"].startswith("text/plain")
+    assert "vllm:" in text.text
+    told = httpx.get(f"{served.url}/metrics", params={"format": "json"})
+    assert told.headers["content-type"] == "application/json"
+    assert told.json()
+    assert (
+        httpx.get(f"{served.url}/metrics", headers={"accept": "application/json"}).headers["content-type"]
+        == "application/json"
+    )
+    assert httpx.head(f"{served.url}/metrics").status_code == 200

@@ -7,8 +7,10 @@ import time
 
 from inferencegym.runtime.app import App
 from inferencegym.runtime.backends.make import make_pool
+from inferencegym.runtime.exporter import Exporter
 from inferencegym.runtime.gateway import Gateway
 from inferencegym.runtime.keys import Keyring
+from inferencegym.runtime.live import LiveConfig
 from inferencegym.runtime.log import JsonLog
 from inferencegym.runtime.pages import Pages
 from inferencegym.runtime.ports import Backend
@@ -20,9 +22,12 @@ def make_app(settings: Settings) -> App:
     """The whole runtime. ConfigError: a backend lacks what it needs."""
     # uvloop's own time counts whole milliseconds; this is the same clock, to the nanosecond.
     clock = time.monotonic
+    log = JsonLog(settings.server.log)
     gateway = Gateway(settings, make_pool(settings, os.environ, _mock), Recorder(settings.classes, clock), clock)
-    pages = Pages(gateway, None, None)
-    return App(gateway, pages.table(), Keyring(settings.keys), JsonLog(settings.server.log))
+    live = LiveConfig(
+        settings, gateway.change, on_audit=lambda change: log.write("info", "configuration", **change.json())
+    )
+    return App(gateway, Pages(gateway, live, Exporter(gateway)).table(), Keyring(settings.keys), log)
 
 
 def _mock(one: BackendSettings) -> Backend:

@@ -59,6 +59,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise MissingExtraError("serve", "The runtime") from error
     settings = loaded.settings
+    _all_in_force(settings)
     check_exposure(settings)
     kinds = ", ".join(f"{one.name} ({one.kind})" for one in settings.backends)
     typer.echo(f"inferencegym serves {kinds} on http://{settings.server.host}:{settings.server.port}/v1", err=True)
@@ -93,6 +94,7 @@ def check(backend: Kind = None, url: Url = None, model: Model = None, config: Fi
     from inferencegym.runtime.keys import check_exposure
 
     settings = _load(config, given, backend, url, model).settings
+    _all_in_force(settings)
     check_exposure(settings)
     typer.echo(f"all right: {len(settings.backends)} backend(s), {len(settings.keys)} key(s), order {settings.queue.order}")  # fmt: skip
 
@@ -108,6 +110,17 @@ def key(
     secret, digest = new_key()
     typer.echo(f"# The key, shown only now: {secret}")
     typer.echo(f'[[keys]]\nname = "{name}"\nsha256 = "{digest}"' + ("\nadmin = true" if admin else ""))
+
+
+def _all_in_force(settings: Any) -> None:
+    """ConfigError for a limit that is configured and could never hold; further ones are told before it."""
+    from inferencegym.runtime.checks import check_settings
+
+    problems = check_settings(settings)
+    for problem in problems[1:]:
+        typer.echo(f"error: {problem}", err=True)
+    if problems:
+        raise problems[0]
 
 
 def _load(

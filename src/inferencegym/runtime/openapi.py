@@ -28,7 +28,7 @@ ERROR = {
 }
 _WORDS = {
     400: "the request is wrong, or asks for what the backend cannot do", 401: "no API key, or an unknown one", 403: "not an administrator's key",
-    404: "there is no such model", 405: "no such method", 409: "the configuration has changed meanwhile", 413: "the body is too large",
+    404: "there is no such model", 405: "no such method", 412: "the configuration has changed meanwhile", 413: "the body is too large",
     415: "the body is not JSON", 429: "this caller or class asks for more than its share", 500: "the server made a mistake",
     502: "the backend failed", 503: "overloaded, draining, or no backend is well; Retry-After says when to come back", 504: "out of time",
 }  # fmt: skip
@@ -149,7 +149,7 @@ def _pages(guarded: bool) -> dict[str, Any]:
     revert = {
         "type": "object",
         "required": ["to"],
-        "properties": {"to": {"type": "integer"}, "reason": text, "version": version},
+        "properties": {"to": {"type": "integer"}, "reason": text, "dry_run": {"type": "boolean"}, "version": version},
     }
     metrics = _page("metrics", "What is counted; JSON with ?format=json or Accept: application/json", kind="text/plain")
     metrics["responses"]["200"]["content"]["application/json"] = {"schema": _OBJECT}
@@ -170,8 +170,8 @@ def _pages(guarded: bool) -> dict[str, Any]:
         },
         "/v1/runtime/config": {
             "get": _page("config", "Settings in force, their bounds, the version", *admin, guarded=guarded),
-            "patch": _page("change", "Change live settings, all or none", *admin, 409, guarded=guarded, body=change),
+            "patch": _page("change", "Change live settings, all or none", *admin, 412, guarded=guarded, body=change),
         },
-        "/v1/runtime/config/revert": {"post": _page("revert", "Back to a version", *admin, 404, 409, guarded=guarded, body=revert)},
+        "/v1/runtime/config/revert": {"post": _page("revert", "Back to a version", *admin, 404, 412, guarded=guarded, body=revert)},
         "/v1/runtime/config/audit": {"get": _page("audit", "Every change since the start", *admin, guarded=guarded)},
     }  # fmt: skip

@@ -12,6 +12,7 @@ from inferencegym import __version__
 from inferencegym.runtime.app import Call, Page, Reply
 from inferencegym.runtime.errors import ApiError, bad_request
 from inferencegym.runtime.gateway import Gateway
+from inferencegym.runtime.live import LiveConfig, version_of
 from inferencegym.runtime.openapi import document
 from inferencegym.runtime.wire import not_json
 
@@ -30,23 +31,7 @@ class Metrics(Protocol):
         """The same as an object."""
 
 
-class Live(Protocol):
-    """Settings that change while it runs."""
-
-    def get(self) -> Mapping[str, Any]:
-        """Settings, bounds, version."""
-
-    def patch(self, changes: Mapping[str, Any], *, who: str, reason: str = "", expect: int | None = None, dry_run: bool = False) -> Mapping[str, Any]:  # fmt: skip
-        """Change some, all or none. ApiError, ConfigError."""
-
-    def revert(self, version: int, *, who: str, reason: str = "", expect: int | None = None) -> Mapping[str, Any]:
-        """Back to a version."""
-
-    def audit(self) -> list[Mapping[str, Any]]:
-        """Who changed what, when, why."""
-
-
-class Change(msgspec.Struct):
+class Wanted(msgspec.Struct):
     """The body of `PATCH /v1/runtime/config`."""
 
     changes: dict[str, Any]
@@ -54,7 +39,7 @@ class Change(msgspec.Struct):
     reason: str = ""
     dry_run: bool = False
     version: int | None = None
-    """The version that the change was made for; 409 if it is not the one in force."""
+    """The version that the change was made for; 412 if it is not the one in force."""
 
 
 class Revert(msgspec.Struct):
@@ -62,6 +47,7 @@ class Revert(msgspec.Struct):
 
     to: int
     reason: str = ""
+    dry_run: bool = False
     version: int | None = None
 
 
@@ -78,7 +64,7 @@ def read(body: bytes, kind: type[Any]) -> Any:
 class Pages:
     """The pages of one gateway."""
 
-    def __init__(self, gateway: Gateway, live: Live | None, metrics: Metrics | None) -> None:
+    def __init__(self, gateway: Gateway, live: LiveConfig | None, metrics: Metrics | None) -> None:
         self._gateway, self._live, self._metrics = gateway, live, metrics
         self._born = int(time.time())
         self._document: bytes | None = None
@@ -164,22 +150,25 @@ class Pages:
     async def change(self, call: Call) -> Reply:
         """Change some settings, all or none."""
         assert self._live is not None, "the page is only in the table if settings are live"
-        change: Change = read(call.body, Change)
-        expect = change.version if change.version is not None else _version_of(call.headers.get(b"if-match"))
-        told = self._live.patch(change.changes, who=_who(call), reason=change.reason, expect=expect, dry_run=change.dry_run)  # fmt: skip
-        return Reply(_encode(told))
+        wanted: Wanted = read(call.body, Wanted)
+        change = self._live.patch(
+            wanted.changes, by=_who(call), reason=wanted.reason, expected_version=_expected(call, wanted.version), dry_run=wanted.dry_run
+        )  # fmt: skip
+        return Reply(_encode(change.json()))
 
     async def revert(self, call: Call) -> Reply:
         """Back to an earlier version."""
         assert self._live is not None, "the page is only in the table if settings are live"
         wanted: Revert = read(call.body, Revert)
-        expect = wanted.version if wanted.version is not None else _version_of(call.headers.get(b"if-match"))
-        return Reply(_encode(self._live.revert(wanted.to, who=_who(call), reason=wanted.reason, expect=expect)))
+        change = self._live.revert(
+            wanted.to, by=_who(call), reason=wanted.reason, expected_version=_expected(call, wanted.version), dry_run=wanted.dry_run
+        )  # fmt: skip
+        return Reply(_encode(change.json()))
 
     async def audit(self, call: Call) -> Reply:
-        """Every change since the start."""
+        """Every change since the start, oldest first."""
         assert self._live is not None, "the page is only in the table if settings are live"
-        return Reply(_encode({"changes": self._live.audit()}))
+        return Reply(_encode({"changes": [change.json() for change in self._live.audit()]}))
 
     # --- drain -----------------------------------------------------------------------------------------------------------
 
@@ -217,11 +206,7 @@ def _who(call: Call) -> str:
     return key.name if key is not None else "anybody"
 
 
-def _version_of(tag: bytes | None) -> int | None:
-    """The version an If-Match header names."""
-    if tag is None or tag.strip() == b"*":
-        return None
-    bare = tag.strip().strip(b'"')
-    if not bare.isdigit() or len(bare) > 18:
-        raise bad_request("If-Match must be a version, as GET tells it", "if-match")
-    return int(bare)
+def _expected(call: Call, version: int | None) -> int | None:
+    """The version a change was made for: the body's word, else If-Match."""
+    tag = call.headers.get(b"if-match")
+    return version if version is not None or tag is None else version_of(tag.decode("latin-1"))
