@@ -29,7 +29,7 @@ test: $(TESTS)
 
 # A cluster of two workers on this machine, in an environment of its own (2 GB, a minute or two to install).
 test-ray: $(RAY)/.ready
-	$(RAY)/bin/pytest -q -m ray tests
+	$(RAY)/bin/pytest -q -m ray tests/learn/test_ray.py
 
 check: $(TESTS)
 	$(BIN)/ruff check .
@@ -67,5 +67,5 @@ $(TESTS): $(READY)
 
 $(RAY)/.ready: pyproject.toml constraints-ray.txt
 	$(PYTHON) -m venv $(RAY)
-	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints-ray.txt -e '.[ray,train]' pytest
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints-ray.txt -e '.[ray,train]' pytest hypothesis
 	@touch $(RAY)/.ready
