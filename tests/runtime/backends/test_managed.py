@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import sys
 
 import pytest
@@ -119,6 +120,7 @@ def test_vllm_is_started_with_our_scheduler_where_it_finds_it():
     for part in ("--model /models/m", "--served-model-name m alias", "--max-num-seqs 8", "--max-model-len 512", "--gpu-memory-utilization 0.5"):  # fmt: skip
         assert part in text
     environ = backend._environ()
+    assert environ[CONTROL_VARIABLE] == str(backend.control_file)
     folder, rest = environ["PYTHONPATH"].split(":")
     assert (rest, environ["HOME"], environ["VLLM_NO_USAGE_STATS"]) == ("/mine", "/h", "1")
     module, name = command[command.index("--scheduler-cls") + 1].split(".")
@@ -126,7 +128,8 @@ def test_vllm_is_started_with_our_scheduler_where_it_finds_it():
     with open(f"{folder}/{module}.py") as file:
         exec(file.read(), scope)
     assert name in scope
-    assert environ[CONTROL_VARIABLE] == str(backend.control_file)
+    asyncio.run(backend.stop())
+    assert not os.path.exists(folder)
 
 
 def test_vllms_limits_are_written_whole_and_what_it_cannot_is_refused(tmp_path):
@@ -187,6 +190,7 @@ def test_settings_become_backends_and_a_pool(gguf, tmp_path):
         assert pool.variants() == ("FP16", "INT4")
         assert pool.routing == "least_loaded"
         assert "--served-model-name /m m n" in " ".join(big.command())
+        await big.stop()
         told = []
         pool.on_change.append(lambda: told.append(near.capabilities().native_concurrency))
         assert near.apply({"batch_cap": 1}) == {}

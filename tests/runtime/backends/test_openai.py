@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -300,6 +302,34 @@ def test_abort_closes_the_connection_and_ends_the_iteration(stream, when):
             assert backend.load().running == 0
             if when != "at once":
                 await asyncio.wait_for(up.seen[0].aborted.wait(), 5)
+
+    run(main)
+
+
+def test_a_crowd_that_leaves_at_once_leaves_nothing_behind():
+    async def main():
+        async with pair() as (up, backend):
+            up.default = Act("hang")
+            before = len(asyncio.all_tasks())
+            for stream in (True, False):
+                seen = len(up.seen)
+                answers = [backend.submit(make_ask(stream)) for _ in range(100)]
+                traces = [weakref.ref(answer) for answer in answers]
+                readers = [asyncio.ensure_future(read(answer)) for answer in answers]
+                await up.arrived(seen + 100)
+                for answer in answers:
+                    answer.abort()
+                assert await asyncio.gather(*readers) == [[]] * 100
+                for one in up.seen[seen:]:
+                    await asyncio.wait_for(one.aborted.wait(), 5)
+                del answers, answer, readers
+                await asyncio.sleep(0)
+                gc.collect()
+                assert not any(trace() for trace in traces)
+                assert backend.load().running == 0
+            async with asyncio.timeout(5):
+                while len(asyncio.all_tasks()) > before:
+                    await asyncio.sleep(0.01)
 
     run(main)
 
