@@ -106,6 +106,10 @@ class Admission:
         self.total = Tally()
         """What waits."""
         self.by_class = [Tally() for _ in settings.classes]
+        self.elsewhere = Tally()
+        """What waits at other gateways that share the caps."""
+        self.settle_elsewhere: Callable[[Ask, float, float, bool], None] = lambda ask, reserved, used, refused: None
+        """Told of requests whose rates were counted elsewhere: tokens reserved, tokens used, whether it was refused here after all."""
         self._passes: dict[Ask, Pass] = {}
         self._of_all = Rates()
         self._of_key: dict[str, Rates] = {key.name: Rates() for key in settings.keys}
@@ -124,14 +128,21 @@ class Admission:
         `shared`: its rates have been counted elsewhere, for all gateways together.
         """
         now_s = view.clock()
-        ask.predicted_tokens = self.lengths.expect(ask)
+        if not shared:
+            ask.predicted_tokens = self.lengths.expect(ask)
         one = Pass(shared=shared)
-        rates = [] if shared else self._rates(ask)
-        if rates:
+        rates = [] if shared else self.rates(ask)
+        if rates or shared:
             one.tokens = self.reserve_tokens(ask)
+        if rates:
             self._check_rates(rates, one.tokens, now_s)
         if view.would_wait(ask):
-            self._check_wait(ask, view, now_s)
+            try:
+                self._check_wait(ask, view, now_s)
+            except ApiError:
+                if shared:
+                    self.settle_elsewhere(ask, one.tokens, 0.0, True)
+                raise
         for rate in rates:
             if rate.requests is not None:
                 rate.requests.take(1.0, now_s)
@@ -175,9 +186,11 @@ class Admission:
             self.drain.ended(in_flight, now_s)
             if whole:
                 self.lengths.learn(ask, output_tokens)
-        if not one.shared and one.tokens:
-            used = 0.0 if one.waiting else float(ask.prompt_tokens + output_tokens)
-            for rate in self._rates(ask):
+        used = 0.0 if one.waiting else float(ask.prompt_tokens + output_tokens)
+        if one.shared:
+            self.settle_elsewhere(ask, one.tokens, used, False)
+        elif one.tokens:
+            for rate in self.rates(ask):
                 if rate.tokens is not None:
                     rate.tokens.settle(one.tokens, used, now_s)
 
@@ -196,7 +209,12 @@ class Admission:
         """Tokens a request reserves: its prompt and the answer it is expected to have; the end settles the difference."""
         return ask.prompt_tokens + (ask.predicted_tokens or self.lengths.expect(ask))
 
-    def _rates(self, ask: Ask) -> list[Rates]:
+    def is_of_all(self, rates: Rates) -> bool:
+        """Whether these are the limits of all callers together."""
+        return rates is self._of_all
+
+    def rates(self, ask: Ask) -> list[Rates]:
+        """The limits a request is under: its key's, and those of all."""
         mine = self._of_key.get(ask.tenant)
         return [rate for rate in (mine, self._of_all) if rate is not None and (rate.requests or rate.tokens)]
 
@@ -221,7 +239,7 @@ class Admission:
     def limit_headers(self, ask: Ask) -> list[tuple[bytes, bytes]]:
         """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`: of the bucket with least left, the key's or that of all."""
         now_s, told = self._clock(), []
-        rates = self._rates(ask)
+        rates = self.rates(ask)
         for what in ("requests", "tokens"):
             buckets = [bucket for rate in rates if (bucket := getattr(rate, what)) is not None]
             if buckets:
@@ -244,7 +262,8 @@ class Admission:
         for tally, limits, whose in ((self.total, queue, ""), (self.by_class[ask.slo_class], mine, "class_")):
             for what, more in (("requests", 1), ("prompt_tokens", ask.prompt_tokens), ("bytes", len(ask.body))):
                 cap = getattr(limits, f"max_{what}")
-                if cap is not None and getattr(tally, what) + more > cap:
+                others = 0 if whose else getattr(self.elsewhere, what)
+                if cap is not None and getattr(tally, what) + others + more > cap:
                     words = what.replace("_", " ")
                     retry_s = self.retry_after_s(view)
                     if whose:
