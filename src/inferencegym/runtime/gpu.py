@@ -98,7 +98,7 @@ def parse(text: str) -> tuple[Gpu, ...]:
         if len(cells) < 7:
             continue
         busy, used, total, power, temperature = (_number(cell) for cell in cells[-5:])
-        name = ",".join(cells[1:-5])
+        name = ", ".join(cells[1:-5])
         gpus.append(Gpu(cells[0], name, busy / 100, used * MIB, total * MIB, power, temperature))
     return tuple(gpus)
 
