@@ -31,6 +31,8 @@ class LlamaCpp(Managed):
 
     # It computes a whole answer to its end though the client has left; it sees that only where it streams.
     always_stream = True
+    # Its timings, in the last event, have the counts.
+    ask_usage = False
 
     def __init__(
         self, name: str, *, model_path: str = "", slots: int = SLOTS, ctx_tokens: int = SLOT_TOKENS, batch_tokens: int | None = None,

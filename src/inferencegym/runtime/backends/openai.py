@@ -45,6 +45,8 @@ class OpenAI:
 
     always_stream = False
     """Ask for streams only, and put whole answers together here."""
+    ask_usage = True
+    """Have streams tell their usage also when the client did not ask for it."""
 
     def __init__(
         self, name: str, url: str, *, models: tuple[str, ...] = (), model: str = "", api_key: str = "", connect_timeout_s: float = 5.0,
@@ -178,7 +180,7 @@ class OpenAI:
         if rename or stream != ask.stream:
             changes: dict[str, Any] = {"model": self.model} if rename else {}
             body = msgspec.json.encode({**_RAW.decode(body), **changes, "stream": stream})
-        if stream and ask.endpoint != EMBEDDINGS:
+        if stream and self.ask_usage and ask.endpoint != EMBEDDINGS:
             body, hide_usage = _with_usage(body)
         headers = self._headers.copy()
         headers["x-request-id"] = ask.id
@@ -216,10 +218,8 @@ class OpenAI:
         if isinstance(error, aiohttp.ClientResponseError):  # no HTTP, as its parser sees it
             return garbage(what)
         if began:
-            return BackendError(f"{self.name} broke off its answer: {what}", code="backend_broke_off")
-        return BackendError(
-            f"{self.name} closed the connection before it answered: {what}", code="backend_disconnected"
-        )
+            return BackendError(f"{self.name} broke off its answer", code="backend_broke_off")
+        return BackendError(f"{self.name} closed the connection before it answered", code="backend_disconnected")
 
 
 def _with_usage(body: bytes) -> tuple[bytes, bool]:
