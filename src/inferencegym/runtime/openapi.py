@@ -61,16 +61,24 @@ _REQUEST_HEADERS = {
 _GENERATE = (400, 404, 413, 415, 429, 500, 502, 503, 504)
 
 
-def document(paths: frozenset[str], guarded: bool) -> dict[str, Any]:
-    """The whole document. `paths`: the server's own pages; `guarded`: whether keys are asked for."""
+def document(paths: frozenset[str], guarded: bool, models: tuple[str, ...], classes: tuple[str, ...]) -> dict[str, Any]:
+    """The whole document.
+
+    paths : the server's own pages
+    guarded : whether keys are asked for
+    models, classes : the names there are
+    """
     bodies = (Chat, Completion, Embedding)
     (chat, completion, embedding), schemas = msgspec.json.schema_components(
         bodies, ref_template="#/components/schemas/{name}"
     )
+    if models:
+        for name in ("Chat", "Completion", "Embedding"):
+            schemas[name]["properties"]["model"] = {"type": "string", "enum": list(models)}
     told: dict[str, Any] = {
-        "/v1/chat/completions": {"post": _generate("chat", "Answer a conversation", chat, guarded)},
-        "/v1/completions": {"post": _generate("completion", "Continue a prompt", completion, guarded)},
-        "/v1/embeddings": {"post": _generate("embedding", "Embed texts, where a backend can", embedding, guarded, events=False)},
+        "/v1/chat/completions": {"post": _generate("chat", "Answer a conversation", chat, guarded, classes)},
+        "/v1/completions": {"post": _generate("completion", "Continue a prompt", completion, guarded, classes)},
+        "/v1/embeddings": {"post": _generate("embedding", "Embed texts, where a backend can", embedding, guarded, classes, events=False)},
     }  # fmt: skip
     told |= {path: operations for path, operations in _pages(guarded).items() if path in paths or "{" in path}
     components: dict[str, Any] = {"schemas": {**schemas, "Error": ERROR}}
@@ -92,13 +100,20 @@ def _errors(statuses: tuple[int, ...]) -> dict[str, Any]:
     return {str(status): {"description": _WORDS[status], "content": content} for status in statuses}
 
 
-def _generate(name: str, summary: str, body: Mapping[str, Any], guarded: bool, events: bool = True) -> dict[str, Any]:
+def _generate(
+    name: str, summary: str, body: Mapping[str, Any], guarded: bool, classes: tuple[str, ...], events: bool = True
+) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _ANSWER if events else _OBJECT}}
     if events:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}
     statuses = (*_GENERATE, 401) if guarded else _GENERATE
     parameters = [
-        {"name": header, "in": "header", "description": words, "schema": schema}
+        {
+            "name": header,
+            "in": "header",
+            "description": words,
+            "schema": {"enum": list(classes)} if header == "x-slo-class" else schema,
+        }
         for header, (words, schema) in _REQUEST_HEADERS.items()
     ]
     return {

@@ -136,8 +136,10 @@ class Pages:
 
     async def openapi(self, call: Call) -> Reply:
         """What there is, as OpenAPI 3.1."""
-        if self._document is None:
-            self._document = _encode(document(frozenset(self.table()), guarded=len(call.app.keyring) > 0))
+        if self._document is None or not self._gateway.started:
+            gateway, guarded = self._gateway, len(call.app.keyring) > 0
+            classes = tuple(one.name for one in gateway.settings.classes)
+            self._document = _encode(document(frozenset(self.table()), guarded, gateway.pool.models(), classes))
         return Reply(self._document)
 
     # --- the live configuration ------------------------------------------------------------------------------------------
