@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from inferencegym.metrics.itl import ItlHistogram
 from inferencegym.metrics.record import Outcome
@@ -131,9 +131,9 @@ class Exporter:
         of_model = {"model_name": model[0] if len(model) == 1 else "all"}
         for name, pick in self._histograms():
             about = metric(name)
-            per_class = [({"class": label}, [pick(f) for f in figures]) for label, figures in self._classes()]
+            per_class = [({"class": label}, Counted.of(pick(f) for f in figures)) for label, figures in self._classes()]
             text.histogram(about, about.prometheus, per_class)
-            text.histogram(about, about.vllm, [(of_model, [pick(f) for f in self._gateway.recorder.figures])])
+            text.histogram(about, about.vllm, [(of_model, Counted.added(counted for _, counted in per_class))])
         for kind, plain in (("gauge", self._gauges()), ("counter", self._counters())):
             for name, value in plain.items():
                 about = metric(name)
@@ -187,6 +187,29 @@ class Exporter:
         }  # fmt: skip
 
 
+class Counted(NamedTuple):
+    """A histogram as Prometheus is told it."""
+
+    counts: list[int]
+    """Durations below each bucket's end, and in all."""
+    sum_s: float
+
+    @classmethod
+    def of(cls, histograms: Iterable[Histogram]) -> Counted:
+        """These histograms together."""
+        return cls.added(cls(h.cumulative(), h.sum_s) for h in histograms)
+
+    @classmethod
+    def added(cls, parts: Iterable[Counted]) -> Counted:
+        """All of these together."""
+        listed = list(parts)
+        if len(listed) == 1:
+            return listed[0]
+        return cls(
+            [sum(column) for column in zip(*(p.counts for p in listed), strict=True)], sum(p.sum_s for p in listed)
+        )
+
+
 class Text:
     """Lines of Prometheus' text format. A family without samples is left out."""
 
@@ -204,23 +227,23 @@ class Text:
             self._head(about, series, kind)
             self._lines += lines
 
-    def histogram(self, about: Metric, series: str, samples: Iterable[tuple[Labels, list[Histogram]]]) -> None:
-        """A histogram; those of one label are added up."""
+    def histogram(self, about: Metric, series: str, samples: Iterable[tuple[Labels, Counted]]) -> None:
+        """A histogram."""
         if not series:
             return
         self._head(about, series, "histogram")
-        for labels, histograms in samples:
-            counts = [sum(column) for column in zip(*(h.cumulative() for h in histograms), strict=True)]
-            for end, count in zip((*_ENDS, "+Inf"), counts, strict=True):
-                self._lines.append(f"{series}_bucket{_labels({**labels, 'le': end})} {count}")
-            self._lines.append(f"{series}_sum{_labels(labels)} {_number(sum(h.sum_s for h in histograms))}")
-            self._lines.append(f"{series}_count{_labels(labels)} {counts[-1]}")
+        for labels, counted in samples:
+            inside = _labels(labels)
+            begin = f"{series}_bucket{inside[:-1]}," if inside else f"{series}_bucket{{"
+            self._lines += [f"{begin}{end} {count}" for end, count in zip(_ENDS, counted.counts, strict=True)]
+            self._lines.append(f"{series}_sum{inside} {_number(counted.sum_s)}")
+            self._lines.append(f"{series}_count{inside} {counted.counts[-1]}")
 
     def _head(self, about: Metric, series: str, kind: str) -> None:
         self._lines += [f"# HELP {series} {about.description}", f"# TYPE {series} {kind}"]
 
 
-_ENDS = tuple(repr(end) for end in BUCKETS_S)
+_ENDS = (*(f'le="{end!r}"}}' for end in BUCKETS_S), 'le="+Inf"}')
 _GPU_FIELDS = ("busy_fraction", "memory_used_bytes", "memory_bytes", "power_w", "temperature_c")
 
 

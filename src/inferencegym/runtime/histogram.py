@@ -55,5 +55,9 @@ class Histogram:
 
     def cumulative(self) -> list[int]:
         """How many durations lie below each of BUCKETS_S, and in all."""
-        upto = np.cumsum(self._counts)
-        return [int(upto[where - 1]) for where in _BUCKET_BINS] + [self.count]
+        counts, upto, start = [], 0, 0
+        for end in _BUCKET_BINS:
+            upto += sum(self._counts[start:end])
+            counts.append(upto)
+            start = end
+        return [*counts, self.count]
