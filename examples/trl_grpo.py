@@ -231,7 +231,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--grpo-steps", type=int, default=4)
     parser.add_argument("--generations", type=int, default=4, help="answers to one prompt, which GRPO compares")
     parser.add_argument("--tokens", type=int, default=96, help="most tokens of an answer")
-    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--learning-rate", type=float, default=1e-5, help="of SFT")
+    parser.add_argument(
+        "--grpo-learning-rate",
+        type=float,
+        default=1e-6,
+        help="of GRPO: a large one unlearns the form of an answer at once",
+    )
     parser.add_argument("--out", type=Path, default=Path("out/trl"))
     given = parser.parse_args(arguments)
     try:
@@ -247,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reward = reward_function(lambda: opened(given.env_url))
     model, tokenizer = loaded(given.model, rows)
     common: dict[str, Any] = {
-        "learning_rate": given.learning_rate, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": 0, "use_cpu": not _gpu(),
+        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": 0, "use_cpu": not _gpu(),
         "bf16": _gpu(), "gradient_checkpointing": False,
     }  # fmt: skip
     report: dict[str, Any] = {
@@ -258,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(report), flush=True)
     if given.sft_steps:
         pairs = [{"prompt": one.prompt, "completion": [{"role": "assistant", "content": one.guide}]} for one in rows]
-        sft = SFTConfig(str(given.out / "sft"), max_steps=given.sft_steps, per_device_train_batch_size=1, gradient_accumulation_steps=1, max_length=4096, **common)  # fmt: skip
+        sft = SFTConfig(str(given.out / "sft"), max_steps=given.sft_steps, per_device_train_batch_size=1, gradient_accumulation_steps=1, max_length=4096, learning_rate=given.learning_rate, **common)  # fmt: skip
         trainer = SFTTrainer(model, args=sft, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
         trainer.train()
         report["sft_loss"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -267,11 +273,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.grpo_steps:
         grpo = GRPOConfig(
             str(given.out / "grpo"), max_steps=given.grpo_steps, per_device_train_batch_size=given.generations, num_generations=given.generations,
-            max_completion_length=given.tokens, temperature=1.0, **common,
+            max_completion_length=given.tokens, temperature=1.0, learning_rate=given.grpo_learning_rate, **common,
         )  # fmt: skip
         trainer = GRPOTrainer(model, reward_funcs=reward, args=grpo, train_dataset=Dataset.from_list([one.row() for one in rows]), processing_class=tokenizer)  # fmt: skip
         trainer.train()
-        report["grpo_reward"] = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+        logged = [entry for entry in trainer.state.log_history if "reward" in entry]
+        report["grpo_reward"] = [entry["reward"] for entry in logged]
+        # No spread among the answers to a prompt, no gradient.
+        report["grpo_reward_std"] = [entry["reward_std"] for entry in logged]
         report["after_grpo"] = tried(model, tokenizer, held_out, reward, given.tokens)
     given.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(given.out / "model")
