@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 
 from inferencegym.ground.errors import ConfigError
+from inferencegym.metrics.record import Outcome
 from inferencegym.runtime.errors import ApiError
 from inferencegym.runtime.settings import AdmissionSettings, Key, QueueSettings, Settings, SharedSettings
 from inferencegym.runtime.shared import SharedLimits
@@ -227,3 +228,25 @@ def test_a_wrong_address_says_what_is_allowed(server):
     limits = SharedLimits(SharedSettings(redis_url="http://x"), house.admission, house.clock)
     with pytest.raises(ConfigError, match="redis://host:port"):
         asyncio.run(limits.start())
+
+
+def test_a_gateway_with_redis_counts_for_all_and_writes_refusals_down(server):
+    from inferencegym.runtime.backends.pool import Pool, Traits
+    from inferencegym.runtime.gateway import Gateway
+    from inferencegym.runtime.recorder import Recorder
+    from tests.runtime.fakes import FakeBackend
+
+    config = settings(server, keys=(Key("k", HASH, rate_rps=0.01, burst=2),))
+
+    async def test() -> None:
+        clock = asyncio.get_running_loop().time
+        backends = [FakeBackend("main")]
+        gateway = Gateway(config, Pool(backends, traits={"main": Traits(health_interval_s=1e9)}), Recorder(config.classes, clock), clock)  # fmt: skip
+        await gateway.start()
+        assert [await gateway.counted_for_all(ask(tenant="k")) for _ in range(2)] == [True, True]
+        with pytest.raises(ApiError, match="Rate limit"):
+            await gateway.counted_for_all(ask(tenant="k"))
+        assert gateway.recorder.records().outcome.tolist().count(int(Outcome.REJECTED)) == 1
+        await gateway.stop()
+
+    run(test)

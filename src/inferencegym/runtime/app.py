@@ -120,7 +120,8 @@ class App:
         fields = wire.read(endpoint, body)
         gateway = self.gateway
         ask = gateway.ask(endpoint, body, fields, head, arrival_s)
-        flow = gateway.submit(ask, head.timeout_s)
+        shared = gateway.shared is not None and await gateway.counted_for_all(ask)
+        flow = gateway.submit(ask, head.timeout_s, shared=shared)
         connection: Connection | None = scope.get(CONNECTION)
         watch = None
         if connection is None:

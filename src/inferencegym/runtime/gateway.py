@@ -20,6 +20,7 @@ from inferencegym.runtime.ports import CHAT, COMPLETIONS, Ask, Backend, Clock, Q
 from inferencegym.runtime.queues import make_queue
 from inferencegym.runtime.recorder import Recorder
 from inferencegym.runtime.settings import Key, Settings
+from inferencegym.runtime.shared import SharedLimits
 
 #: When to come back to a gateway that drains: another replica should have taken over by then.
 RETRY_DRAINING_S = 1.0
@@ -70,6 +71,11 @@ class Gateway:
         self._classes = {c.name: number for number, c in enumerate(settings.classes)}
         self.dispatcher = Dispatcher(pool, self._new_queue, settings.dispatch, self._own_cap, clock, self._hand_over)
         self.admission = Admission(settings, clock, self.limit)
+        self.shared = SharedLimits(settings.shared, self.admission, clock) if settings.shared.redis_url else None
+        self.shared: SharedLimits | None = None
+        """Limits held together with other gateways."""
+        if settings.shared.redis_url:
+            self.shared = SharedLimits(settings.shared, self.admission, clock)
         self._flows: dict[Ask, Flow] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._idle: list[asyncio.Future[None]] = []
@@ -95,19 +101,25 @@ class Gateway:
             traceparent=head.traceparent, no_queue=head.no_queue,
         )  # fmt: skip
 
+    async def counted_for_all(self, ask: Ask) -> bool:
+        """Whether Redis counted a request's rates, for all gateways together; `submit` must be told. ApiError: it refused the request."""
+        if self.shared is None:
+            return False
+        try:
+            return await self.shared.take(ask)
+        except ApiError as error:
+            self.recorder.reject(ask, error.code)
+            raise
+
     def submit(self, ask: Ask, timeout_s: float = float("inf"), *, shared: bool = False) -> Flow:
         """Let a request in. ApiError: why not, and when to come back.
 
         timeout_s : the client's own patience, to its last token
         shared : its rates have been counted for all gateways together
         """
-        lane = self.dispatcher.lane(ask.model)
-        if lane is None:
-            raise ApiError(404, "model_not_found", f"There is no model '{ask.model}' here; there are: {', '.join(self.pool.models())}", "model")  # fmt: skip
-        for seat in lane.seats:
-            wire.refuse_what_it_cannot(ask.fields, ask.endpoint, seat.able, seat.backend.name)
+        lane = self._check(ask)
         try:
-            self._let_in(ask, lane, shared)
+            self.admission.admit(ask, self, shared=shared)
         except ApiError as error:
             self.recorder.reject(ask, error.code)
             raise
@@ -119,7 +131,34 @@ class Gateway:
             self._waits(flow)
         return flow
 
-    def _let_in(self, ask: Ask, lane: Lane, shared: bool) -> None:
+    async def enter(self, ask: Ask, timeout_s: float = float("inf")) -> Flow:
+        """The same where limits are shared with other gateways: they are asked first."""
+        if self.shared is None:
+            return self.submit(ask, timeout_s)
+        self._check(ask)
+        try:
+            shared = await self.shared.take(ask)
+        except ApiError as error:
+            self.recorder.reject(ask, error.code)
+            raise
+        return self.submit(ask, timeout_s, shared=shared)
+
+    def _check(self, ask: Ask) -> Lane:
+        """The lane of a request that can be served here, now. ApiError 400, 404, 503."""
+        lane = self.dispatcher.lane(ask.model)
+        if lane is None:
+            raise ApiError(404, "model_not_found", f"There is no model '{ask.model}' here; there are: {', '.join(self.pool.models())}", "model")  # fmt: skip
+        for seat in lane.seats:
+            wire.refuse_what_it_cannot(ask.fields, ask.endpoint, seat.able, seat.backend.name)
+        try:
+            self._open(ask, lane)
+        except ApiError as error:
+            self.recorder.reject(ask, error.code)
+            raise
+        return lane
+
+    def _open(self, ask: Ask, lane: Lane) -> None:
+        """ApiError 503 if nobody is let in now."""
         if self.draining:
             raise overloaded(
                 "The server is shutting down; another one will take the request", RETRY_DRAINING_S, "draining"
@@ -128,7 +167,6 @@ class Gateway:
             raise overloaded("The backends are starting", RETRY_NO_BACKEND_S, "starting")
         if not self.dispatcher.any_usable(lane) and not any(seat.used for seat in lane.seats):
             raise overloaded(f"No backend of model '{ask.model}' is well now", RETRY_NO_BACKEND_S, "no_backend")
-        self.admission.admit(ask, self, shared=shared)
 
     def _class_of(self, head: Head) -> int:
         name = (head.key.slo_class if head.key else "") or head.slo_class
@@ -200,7 +238,7 @@ class Gateway:
 
     def limit(self, requests: float) -> None:
         """No more requests in flight than that, to all backends together: what an adaptive limit learned."""
-        self.dispatcher.total_cap = requests
+        self.dispatcher.learned_cap = requests
         self.dispatcher.pump()
 
     def under_way(self) -> int:
@@ -221,6 +259,10 @@ class Gateway:
 
     async def start(self) -> None:
         """Start the backends. ConfigError, BackendError: what is missing."""
+        if self.shared is not None:
+            await self.shared.start()
+        if self.shared is not None:
+            await self.shared.start()
         await self.pool.start()
         self.dispatcher.renew()
         self.started = True
@@ -231,7 +273,12 @@ class Gateway:
         self.end_all(ApiError(503, "shutdown", "The server has shut down", retry_after_s=RETRY_DRAINING_S))
         if self._sweep is not None:
             self._sweep.cancel()
+        if self.shared is not None:
+            await self.shared.stop()
         await self.pool.stop()
+        if self.shared is not None:
+            await self.shared.stop()
+        self.recorder.close()
 
     def end_all(self, failure: ApiError) -> None:
         """Whatever is under way ends with this error."""
