@@ -13,6 +13,7 @@ from inferencegym.runtime.keys import Keyring
 from inferencegym.runtime.live import LiveConfig
 from inferencegym.runtime.log import JsonLog
 from inferencegym.runtime.pages import Pages
+from inferencegym.runtime.plant import GatewayPlant
 from inferencegym.runtime.ports import Backend
 from inferencegym.runtime.recorder import Recorder
 from inferencegym.runtime.settings import BackendSettings, Settings
@@ -27,7 +28,8 @@ def make_app(settings: Settings) -> App:
     live = LiveConfig(
         settings, gateway.change, on_audit=lambda change: log.write("info", "configuration", **change.json())
     )
-    return App(gateway, Pages(gateway, live, Exporter(gateway)).table(), Keyring(settings.keys), log)
+    plant = GatewayPlant(gateway, patch=lambda changes: live.patch(changes, by="plant"))
+    return App(gateway, Pages(gateway, live, Exporter(gateway), plant).table(), Keyring(settings.keys), log)
 
 
 def _mock(one: BackendSettings) -> Backend:

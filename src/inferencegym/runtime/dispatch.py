@@ -84,7 +84,9 @@ class Dispatcher:
         self.kv_tokens_cap = math.inf
         """No request goes while `kv_tokens` is at or above it; the one that passes it may, so that every request can go."""
         self.total_cap = math.inf
-        """Requests in flight to all backends together."""
+        """Requests in flight to all backends together, as somebody steers it."""
+        self.learned_cap = math.inf
+        """The same, as an adaptive limit has learned it; the lesser holds."""
         self.in_flight = 0
         self.seats = [Seats(backend, number) for number, backend in enumerate(chooser.backends)]
         self._measure()
@@ -121,11 +123,19 @@ class Dispatcher:
     def would_wait(self, model: str) -> bool:
         """Whether a request would find no free seat, or others before it. Waiting for the rest of a batch is not meant."""
         lane = self.lane(model)
-        if lane is None or self.in_flight >= self.total_cap or self.kv_tokens >= self.kv_tokens_cap:
+        if lane is None or self._full():
             return True
         if len(lane.queue) and not self._settings.batching:
             return True
         return not any(s.used < s.limit and self._chooser.usable(s.backend) for s in lane.seats)
+
+    def _full(self) -> bool:
+        """Whether a cap over all backends is reached."""
+        return (
+            self.in_flight >= self.total_cap
+            or self.in_flight >= self.learned_cap
+            or self.kv_tokens >= self.kv_tokens_cap
+        )
 
     def any_usable(self, lane: Lane) -> bool:
         """Whether a backend of the lane would take requests at all, now or when a seat is free."""
@@ -205,7 +215,7 @@ class Dispatcher:
             return
         lane.pumping = True
         try:
-            while len(lane.queue) and self.in_flight < self.total_cap and self.kv_tokens < self.kv_tokens_cap:
+            while len(lane.queue) and not self._full():
                 open_seats = [s for s in lane.seats if s.used < s.limit and self._chooser.usable(s.backend)]
                 if not open_seats:
                     break

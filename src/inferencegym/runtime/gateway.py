@@ -72,10 +72,7 @@ class Gateway:
         self.dispatcher = Dispatcher(pool, self._new_queue, settings.dispatch, self._own_cap, clock, self._hand_over)
         self.admission = Admission(settings, clock, self.limit)
         self.shared = SharedLimits(settings.shared, self.admission, clock) if settings.shared.redis_url else None
-        self.shared: SharedLimits | None = None
         """Limits held together with other gateways."""
-        if settings.shared.redis_url:
-            self.shared = SharedLimits(settings.shared, self.admission, clock)
         self._flows: dict[Ask, Flow] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._idle: list[asyncio.Future[None]] = []
@@ -105,6 +102,7 @@ class Gateway:
         """Whether Redis counted a request's rates, for all gateways together; `submit` must be told. ApiError: it refused the request."""
         if self.shared is None:
             return False
+        self._check(ask)
         try:
             return await self.shared.take(ask)
         except ApiError as error:
@@ -130,18 +128,6 @@ class Gateway:
         if flow.answer is None and not flow.over:
             self._waits(flow)
         return flow
-
-    async def enter(self, ask: Ask, timeout_s: float = float("inf")) -> Flow:
-        """The same where limits are shared with other gateways: they are asked first."""
-        if self.shared is None:
-            return self.submit(ask, timeout_s)
-        self._check(ask)
-        try:
-            shared = await self.shared.take(ask)
-        except ApiError as error:
-            self.recorder.reject(ask, error.code)
-            raise
-        return self.submit(ask, timeout_s, shared=shared)
 
     def _check(self, ask: Ask) -> Lane:
         """The lane of a request that can be served here, now. ApiError 400, 404, 503."""
@@ -261,8 +247,6 @@ class Gateway:
         """Start the backends. ConfigError, BackendError: what is missing."""
         if self.shared is not None:
             await self.shared.start()
-        if self.shared is not None:
-            await self.shared.start()
         await self.pool.start()
         self.dispatcher.renew()
         self.started = True
@@ -276,8 +260,6 @@ class Gateway:
         if self.shared is not None:
             await self.shared.stop()
         await self.pool.stop()
-        if self.shared is not None:
-            await self.shared.stop()
         self.recorder.close()
 
     def end_all(self, failure: ApiError) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from inferencegym import __version__
+from inferencegym.decision.knobs import LEVERS, QUANTIZATION_TIERS, RANGES
 from inferencegym.runtime.wire import Chat, Completion, Embedding
 
 ERROR = {
@@ -144,6 +145,18 @@ def _page(name: str, summary: str, *statuses: int, guarded: bool = False, body: 
     return told
 
 
+def _knobs() -> dict[str, Any]:
+    numbers = {
+        name: {"type": "number" if name == "kv_budget_fraction" else "integer", "minimum": low, "maximum": high}
+        for name, (low, high) in RANGES.items()
+    }  # fmt: skip
+    words: dict[str, Any] = {"quantization_tier": {"enum": list(QUANTIZATION_TIERS)}}
+    words |= {name: {"type": "boolean"} for name in LEVERS if name not in numbers and name not in words}
+    null = {"type": "null"}
+    properties = {name: {"anyOf": [kind, null]} for name, kind in (numbers | words).items()}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
 def _pages(guarded: bool) -> dict[str, Any]:
     known = (401,) if guarded else ()
     admin = (401, 403) if guarded else ()
@@ -182,6 +195,10 @@ def _pages(guarded: bool) -> dict[str, Any]:
             "get": _page("drainState", "Whether it drains, and what is under way", *admin, guarded=guarded),
             "post": _page("drain", "Take nothing new", *admin, 415, guarded=guarded),
             "delete": _page("resume", "Take requests again", *admin, guarded=guarded),
+        },
+        "/v1/runtime/plant": {
+            "get": _page("snapshot", "What a policy may know, of the window since the last time", *admin, guarded=guarded),
+            "post": _page("apply", "Turn knobs; what took effect, and why the rest did not", *admin, guarded=guarded, body=_knobs()),
         },
         "/v1/runtime/config": {
             "get": _page("config", "Settings in force, their bounds, the version", *admin, guarded=guarded),

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 import msgspec
 
 from inferencegym import __version__
+from inferencegym.decision.knobs import LEVERS, Knobs
+from inferencegym.decision.plant import Plant
+from inferencegym.ground.errors import ConfigError
 from inferencegym.runtime.app import Call, Page, Reply
 from inferencegym.runtime.errors import ApiError, bad_request
 from inferencegym.runtime.gateway import Gateway
@@ -64,8 +67,10 @@ def read(body: bytes, kind: type[Any]) -> Any:
 class Pages:
     """The pages of one gateway."""
 
-    def __init__(self, gateway: Gateway, live: LiveConfig | None, metrics: Metrics | None) -> None:
-        self._gateway, self._live, self._metrics = gateway, live, metrics
+    def __init__(
+        self, gateway: Gateway, live: LiveConfig | None, metrics: Metrics | None, plant: Plant | None = None
+    ) -> None:
+        self._gateway, self._live, self._metrics, self._plant = gateway, live, metrics, plant
         self._born = int(time.time())
         self._document: bytes | None = None
 
@@ -88,6 +93,8 @@ class Pages:
             table["/v1/runtime/config"] = {"GET": _admin(self.config), "PATCH": _admin(self.change)}
             table["/v1/runtime/config/revert"] = {"POST": _admin(self.revert)}
             table["/v1/runtime/config/audit"] = {"GET": _admin(self.audit)}
+        if self._plant is not None:
+            table["/v1/runtime/plant"] = {"GET": _admin(self.snapshot), "POST": _admin(self.apply)}
         return table | (dict(more) if more else {})
 
     async def models(self, call: Call) -> Reply:
@@ -171,6 +178,26 @@ class Pages:
         """Every change since the start, oldest first."""
         assert self._live is not None, "the page is only in the table if settings are live"
         return Reply(_encode({"changes": [change.json() for change in self._live.audit()]}))
+
+    # --- the plant -------------------------------------------------------------------------------------------------------
+
+    async def snapshot(self, call: Call) -> Reply:
+        """What a policy may know; the window since the last time somebody asked. null for what is not known."""
+        assert self._plant is not None, "the page is only in the table if there is a plant"
+        return Reply(_encode(self._plant.snapshot()))
+
+    async def apply(self, call: Call) -> Reply:
+        """Turn knobs, as a policy does; says which took effect, and why the others did not."""
+        assert self._plant is not None, "the page is only in the table if there is a plant"
+        given: dict[str, Any] = read(call.body, dict[str, Any])
+        unknown = next((name for name in given if name not in LEVERS), None)
+        if unknown is not None:
+            raise bad_request(f"There is no knob '{unknown[:100]}'; there are: {', '.join(LEVERS)}", unknown[:100])
+        try:
+            applied = self._plant.apply(Knobs(**given))
+        except ConfigError as error:
+            raise bad_request(str(error), error.field) from error
+        return Reply(_encode({"accepted": applied.accepted, "refused": applied.refused}))
 
     # --- drain -----------------------------------------------------------------------------------------------------------
 
