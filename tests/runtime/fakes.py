@@ -14,6 +14,7 @@ from inferencegym.runtime.keys import Keyring
 from inferencegym.runtime.live import LiveConfig
 from inferencegym.runtime.log import JsonLog
 from inferencegym.runtime.pages import Pages
+from inferencegym.runtime.plant import GatewayPlant
 from inferencegym.runtime.ports import CHAT, COMPLETIONS, BackendError, Capabilities, Load, Piece
 from inferencegym.runtime.recorder import Recorder
 from inferencegym.runtime.server import Server
@@ -133,9 +134,9 @@ def make_gateway(*backends, settings=None, clock=None, **more):
 
 def make_app(gateway):
     live = LiveConfig(gateway.settings, gateway.change)
-    return App(
-        gateway, Pages(gateway, live, Exporter(gateway)).table(), Keyring(gateway.settings.keys), JsonLog("error")
-    )
+    plant = GatewayPlant(gateway, patch=lambda changes: live.patch(changes, by="plant"))
+    pages = Pages(gateway, live, Exporter(gateway), plant).table()
+    return App(gateway, pages, Keyring(gateway.settings.keys), JsonLog("error"))
 
 
 class Served:

@@ -678,3 +678,17 @@ def test_metrics_are_told_to_prometheus_and_to_people(served):
         == "application/json"
     )
     assert httpx.head(f"{served.url}/metrics").status_code == 200
+
+
+def test_the_gateway_is_a_plant_over_http(served):
+    url = f"{served.url}/v1/runtime/plant"
+    post(served)
+    assert httpx.get(url).json()["p99_ttft_ms"] > 0
+    assert httpx.get(url).json()["p99_ttft_ms"] is None, "nothing came since"
+    told = httpx.post(url, json={"batch_cap": 3, "speculation_depth": 4}).json()
+    assert told["accepted"] == {"batch_cap": 3}
+    assert "draft" in told["refused"]["speculation_depth"]
+    assert served.gateway.dispatcher.total_cap == 3
+    assert envelope(httpx.post(url, json={"batch_cap": 0}), 400, "invalid_value")["param"] == "batch_cap"
+    assert envelope(httpx.post(url, json={"batch_cup": 3}), 400, "invalid_value")["param"] == "batch_cup"
+    assert httpx.post(url, json={"batch_cap": 512}).status_code == 200
