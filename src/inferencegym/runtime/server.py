@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -151,6 +152,9 @@ class Server(uvicorn.Server):  # type: ignore[misc]
         if self.failure is not None:
             self.should_exit = True
         else:
+            # What is here now stays: the collector need not look at it again and again.
+            gc.collect()
+            gc.freeze()
             self.app.log.write("info", "ready", models=list(self.app.gateway.pool.models()))
 
     def handle_exit(self, sig: int, frame: Any) -> None:

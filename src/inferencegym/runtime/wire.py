@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -190,7 +191,7 @@ def refuse_what_it_cannot(fields: Fields, endpoint: str, able: Capabilities, nam
         )
     if able.fields is None or isinstance(fields, Embedding):
         return
-    for field in STRUCTURAL - able.fields:
+    for field in _missing(able.fields):
         value = getattr(fields, field, None)
         if value is not None and value not in _NOTHING.get(field, ()):
             raise bad_request(
@@ -200,6 +201,11 @@ def refuse_what_it_cannot(fields: Fields, endpoint: str, able: Capabilities, nam
             )
     if isinstance(fields, Completion) and prompts(fields.prompt) > 1 and "prompts" not in able.fields:
         raise bad_request(f"The backend '{name}' takes one prompt a request", "prompt", "unsupported_parameter")
+
+
+@lru_cache(maxsize=64)
+def _missing(able: frozenset[str]) -> tuple[str, ...]:
+    return tuple(sorted(STRUCTURAL - able))
 
 
 def prompts(prompt: str | list[Any]) -> int:
