@@ -1,4 +1,4 @@
-"""CPU microseconds that a request costs in the HTTP backend, beside raw aiohttp in the same run; streams of 16 events, and whole answers.
+"""CPU microseconds that a request costs in the HTTP backend, by either client, beside raw aiohttp in the same run; streams of 16 events, and whole answers.
 
 A second process answers from memory. `python benchmarks/http_backend.py [--requests 4000] [--json]`; figures are of this process's CPU time only.
 """
@@ -84,7 +84,10 @@ async def _crowd(one, requests: int, concurrency: int) -> float:
 async def _measure(port: int, requests: int) -> dict[str, float]:
     url = f"http://127.0.0.1:{port}"
     backend = OpenAI("b", url, models=("m",))
+    OpenAI.by_aiohttp = True
+    slow = OpenAI("b", url, models=("m",))
     await backend.start()
+    await slow.start()
     session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
     figures: dict[str, float] = {}
     for stream in (True, False):
@@ -102,11 +105,16 @@ async def _measure(port: int, requests: int) -> dict[str, float]:
             async for _ in backend.submit(ask):
                 pass
 
-        for name, one in (("aiohttp", raw), ("backend", ours)):
+        async def by_aiohttp(ask: Ask = ask) -> None:
+            async for _ in slow.submit(ask):
+                pass
+
+        for name, one in (("aiohttp", raw), ("backend_by_aiohttp", by_aiohttp), ("backend", ours)):
             best = min([await _crowd(one, requests, 16) for _ in range(3)])
             figures[f"{name}_{'stream' if stream else 'whole'}_us"] = round(best, 1)
     await session.close()
     await backend.stop()
+    await slow.stop()
     return figures
 
 
@@ -126,7 +134,7 @@ def main() -> None:
     if options.json:
         json.dump(figures, sys.stdout)
     else:
-        print("\n".join(f"{name:>20} {value:8.1f}" for name, value in figures.items()))
+        print("\n".join(f"{name:>30} {value:8.1f}" for name, value in figures.items()))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,12 @@ from inferencegym.runtime.ports import Ask, BackendError, Piece
 from tests.runtime.upstream import Act, Upstream
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["own client", "aiohttp"])
+def _either_client(request, monkeypatch):
+    """Everything holds with both HTTP clients."""
+    monkeypatch.setattr(OpenAI, "by_aiohttp", request.param)
+
+
 def make_ask(stream: bool = True, endpoint: str = "chat", **more) -> Ask:
     said = {"messages": [{"role": "user", "content": "hi"}]} if endpoint == "chat" else {"prompt": "hi"}
     body = json.dumps({"model": "tiny", "stream": stream, **said, **more}).encode()

@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
-from multidict import CIMultiDict
 
 from inferencegym.runtime.backends.assemble import Assembly
 from inferencegym.runtime.backends.events import EventStream, Timings, garbage, piece_of, read_event, told
@@ -27,6 +26,42 @@ _DONE = b"[DONE]"
 _END_S = 0.1
 
 
+class Body(Protocol):
+    """A body as it comes; aiohttp's and `http`'s have this in common."""
+
+    async def readany(self) -> bytes:
+        """What is there; waits if nothing is; empty at the end."""
+
+    def at_eof(self) -> bool:
+        """Whether all has been read."""
+
+
+class Received(Protocol):
+    """A response whose head has come."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its headers, found by names in lower case."""
+
+    @property
+    def content_type(self) -> str:
+        """Without its parameters."""
+
+    @property
+    def content(self) -> Body:
+        """Its body."""
+
+    def close(self) -> None:
+        """Close the connection, unless the answer has ended."""
+
+    def release(self) -> Any:
+        """Nobody reads any more; the connection may serve again."""
+
+
 class Sender(Protocol):
     """The backend, as its answers need it."""
 
@@ -35,10 +70,10 @@ class Sender(Protocol):
     reuse_after_stream: bool
     answers: set[HttpAnswer]
 
-    def request(self, ask: Ask, stream: bool) -> tuple[bytes, CIMultiDict[str], bool]:
-        """(body, headers, whether the usage event is only for us)."""
+    def request(self, ask: Ask, stream: bool) -> tuple[bytes, bool]:
+        """(body, whether the usage event is only for us)."""
 
-    async def post(self, endpoint: str, body: bytes, headers: CIMultiDict[str], stream: bool) -> aiohttp.ClientResponse:
+    async def post(self, ask: Ask, body: bytes, stream: bool) -> Received:
         """The response, as far as its head."""
 
     def failure(self, error: BaseException, began: bool) -> BackendError:
@@ -58,15 +93,15 @@ class HttpAnswer:
         self._loop = loop = asyncio.get_running_loop()
         self.scheduled_s = loop.time()
         self._backend, self._stream = backend, stream
-        body, headers, self._hide_usage = backend.request(ask, stream)
+        body, self._hide_usage = backend.request(ask, stream)
         self._cut, self._events = EventStream(), deque[bytes]()
         self._open_choices: dict[int, bool] = {}
-        self._response: aiohttp.ClientResponse | None = None
+        self._response: Received | None = None
         self._aborted = self._over = self._ending = False
         self._failure: BackendError | None = None
         self._first_s, self._waiting_s = math.nan, self.scheduled_s
         self._watch = loop.call_at(self.scheduled_s + backend.read_timeout_s, self._check)
-        self._opening = loop.create_task(backend.post(ask.endpoint, body, headers, stream))
+        self._opening = loop.create_task(backend.post(ask, body, stream))
         backend.answers.add(self)
 
     def __aiter__(self) -> HttpAnswer:
@@ -147,7 +182,7 @@ class HttpAnswer:
             raise self._failure
         self._finish(reusable=False)
 
-    async def _check_head(self, response: aiohttp.ClientResponse) -> None:
+    async def _check_head(self, response: Received) -> None:
         """BackendError unless this is the answer that was asked for."""
         if response.status // 100 != 2:
             body = await self._read_all(response, MAX_ERROR_BYTES)
@@ -158,7 +193,7 @@ class HttpAnswer:
             body = await self._read_all(response, MAX_ERROR_BYTES)
             raise garbage(f"{response.content_type} instead of a stream of events: {body[:80]!r}")
 
-    async def _read_all(self, response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    async def _read_all(self, response: Received, limit_bytes: int) -> bytes:
         parts, size = [], 0
         while data := await response.content.readany():
             parts.append(data)
@@ -280,7 +315,7 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     try:
         if (milliseconds := headers.get("retry-after-ms")) is not None:
             return max(0.0, float(milliseconds) / 1e3)
-        if (after := headers.get("Retry-After")) is None:
+        if (after := headers.get("retry-after")) is None:
             return None
         try:
             return max(0.0, float(after))

@@ -18,8 +18,9 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from inferencegym.ground.errors import ConfigError
-from inferencegym.runtime.backends.answer import MAX_ERROR_BYTES, HttpAnswer, WholeAnswer
+from inferencegym.runtime.backends.answer import MAX_ERROR_BYTES, HttpAnswer, Received, WholeAnswer
 from inferencegym.runtime.backends.events import garbage, told
+from inferencegym.runtime.backends.http import Client, NotHttpError, Unreachable
 from inferencegym.runtime.ports import CHAT, COMPLETIONS, EMBEDDINGS, Ask, BackendError, Capabilities, Load
 
 PATHS = {CHAT: "chat/completions", COMPLETIONS: "completions", EMBEDDINGS: "embeddings"}
@@ -45,6 +46,8 @@ class OpenAI:
 
     always_stream = False
     """Ask for streams only, and put whole answers together here."""
+    by_aiohttp = False
+    """Send requests by aiohttp also where our own client would do; https goes so always."""
     ask_usage = True
     """Have streams tell their usage also when the client did not ask for it."""
 
@@ -63,6 +66,7 @@ class OpenAI:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._client: Client | None = None
         self.answers: set[HttpAnswer] = set()
         self.gate: asyncio.Event | None = None
         """While it is there and not set, requests wait before they go out."""
@@ -77,6 +81,18 @@ class OpenAI:
         self.root = base.with_path("/").with_query(None)
         self.base = base if base.path.strip("/") else base / "v1"
         self._urls = {endpoint: self.base / path for endpoint, path in PATHS.items()}
+        key = f"authorization: {self._headers['Authorization']}\r\n" if "Authorization" in self._headers else ""
+        self._heads = {
+            endpoint: f"POST {url.raw_path_qs} HTTP/1.1\r\nhost: {url.raw_authority}\r\ncontent-type: application/json\r\naccept-encoding: identity\r\n{key}"
+            for endpoint, url in self._urls.items()
+        }
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+        if base.scheme == "http" and base.raw_user is None and not self.by_aiohttp:
+            self._client = Client(
+                base.host, base.port or 80, connect_timeout_s=self.connect_timeout_s, keepalive_s=self.keepalive_s
+            )
         self._health = self.root.join(URL(self._health_path)) if self._health_path else self.base / "models"
 
     def capabilities(self) -> Capabilities:
@@ -91,17 +107,16 @@ class OpenAI:
         if not self.models:
             self.models = await self.list_models()
 
-    def open_session(self, stream: bool = False) -> aiohttp.ClientSession:
-        """The session, made on the running loop; one of its own for streams where a connection serves only one."""
-        own = stream and not self.reuse_after_stream
-        session = self._sessions.get(own)
+    def open_session(self, keep: bool = True) -> aiohttp.ClientSession:
+        """The session, made on the running loop; one of its own for connections that serve only once."""
+        session = self._sessions.get(keep)
         if session is None:
             connector = (
                 _Connector(limit=0, force_close=True)
-                if own
+                if not keep
                 else _Connector(limit=0, keepalive_timeout=self.keepalive_s)
             )
-            session = self._sessions[own] = aiohttp.ClientSession(
+            session = self._sessions[keep] = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(sock_connect=self.connect_timeout_s),
@@ -113,6 +128,8 @@ class OpenAI:
         """Break off what is under way and close the connections."""
         for answer in tuple(self.answers):
             answer.break_off(BackendError(f"{self.name} was stopped", status=503, code="backend_stopped", fault=False))
+        if self._client is not None:
+            self._client.close()
         sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
             await session.close()
@@ -173,8 +190,8 @@ class OpenAI:
     def moved(self) -> None:
         """An answer ended, or waits at the gate; for kinds that wait for the last one."""
 
-    def request(self, ask: Ask, stream: bool) -> tuple[bytes, CIMultiDict[str], bool]:
-        """(body, headers, whether the usage event is only for us): the body as it came but for the model's name and what makes it a stream."""
+    def request(self, ask: Ask, stream: bool) -> tuple[bytes, bool]:
+        """(body, whether the usage event is only for us): the body as it came but for the model's name and what makes it a stream."""
         body, hide_usage = ask.body, False
         rename = bool(self.model) and self.model != ask.model
         if rename or stream != ask.stream:
@@ -182,13 +199,9 @@ class OpenAI:
             body = msgspec.json.encode({**_RAW.decode(body), **changes, "stream": stream})
         if stream and self.ask_usage and ask.endpoint != EMBEDDINGS:
             body, hide_usage = _with_usage(body)
-        headers = self._headers.copy()
-        headers["x-request-id"] = ask.id
-        if ask.traceparent:
-            headers["traceparent"] = ask.traceparent
-        return body, headers, hide_usage
+        return body, hide_usage
 
-    async def post(self, endpoint: str, body: bytes, headers: CIMultiDict[str], stream: bool) -> aiohttp.ClientResponse:
+    async def post(self, ask: Ask, body: bytes, stream: bool) -> Received:
         """The response, as far as its head; once more on a new connection where an idle one turned out to be closed."""
         if self.gate is not None:
             self._gated += 1
@@ -197,12 +210,31 @@ class OpenAI:
                 await self.gate.wait()
             finally:
                 self._gated -= 1
-        session = self.open_session(stream)
+        passed = {"x-request-id": ask.id, "traceparent": ask.traceparent}
+        if not (ask.id + ask.traceparent).isprintable():
+            raise BackendError(
+                "x-request-id or traceparent has characters that no header may have", status=400, fault=False
+            )
+        keep = self.reuse_after_stream or not stream
+        if self._client is None:
+            return await self._post_by_aiohttp(self._urls[ask.endpoint], body, passed, keep)
+        parts = [self._heads[ask.endpoint], *(f"{name}: {value}\r\n" for name, value in passed.items() if value)]
+        if not keep:
+            parts.append("connection: close\r\n")
+        parts.append(f"content-length: {len(body)}\r\n\r\n")
+        return await self._client.post("".join(parts).encode("latin-1", "replace") + body, keep)
+
+    async def _post_by_aiohttp(
+        self, url: URL, body: bytes, passed: dict[str, str], keep: bool
+    ) -> aiohttp.ClientResponse:
+        session = self.open_session(keep)
+        headers = self._headers.copy()
+        headers.update({name: value for name, value in passed.items() if value})
         for last in (False, True):
             data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
             _opened.set(False)
             try:
-                return await session.post(self._urls[endpoint], data=data, headers=headers, allow_redirects=False)
+                return await session.post(url, data=data, headers=headers, allow_redirects=False)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 if last or _opened.get() or isinstance(error, aiohttp.ClientConnectorError):
                     raise
@@ -211,11 +243,11 @@ class OpenAI:
     def failure(self, error: BaseException, began: bool) -> BackendError:
         """What a client library's exception means. `began`: a part of the answer had come."""
         what = str(error) or type(error).__name__
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | Unreachable):
             return BackendError(f"{self.name} cannot be reached: {what}", code="backend_unreachable", sent=False)
         if isinstance(error, TimeoutError):
             return BackendError(f"{self.name} was silent for too long", status=504, code="backend_timeout")
-        if isinstance(error, aiohttp.ClientResponseError):  # no HTTP, as its parser sees it
+        if isinstance(error, aiohttp.ClientResponseError | NotHttpError):  # no HTTP, as its parser sees it
             return garbage(what)
         if began:
             return BackendError(f"{self.name} broke off its answer", code="backend_broke_off")
