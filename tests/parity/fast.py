@@ -30,7 +30,7 @@ def run_fast(case: Case, *, leaps: bool = True) -> NaiveResult:
         if t_ps > 0:
             parts.append(engine.run_ps(t_ps - 1, leaps=leaps))
         config = replace(config, **{name: value})
-        engine.change(**_setting(name, config, case.config))
+        engine.change(**setting_of(name, config, case.config))
     parts.append(engine.run(leaps=leaps))
     return answer(engine, parts)
 
@@ -124,7 +124,7 @@ def step_times(times: Times) -> StepTimes:
     )
 
 
-def _setting(name: str, config: Config, start: Config) -> dict[str, object]:
+def setting_of(name: str, config: Config, start: Config) -> dict[str, object]:
     """A change in the package's words: the pool is a share of what the machine has."""
     if name == "blocks":
         return {"kv_budget_fraction": min(1.0, (config.blocks + 0.5) / start.blocks)}
