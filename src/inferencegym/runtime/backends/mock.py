@@ -119,9 +119,9 @@ class MockBackend:
         loop = asyncio.get_running_loop()
         self.engine.advance(0)
         self._loop = loop
-        self._now_s = self._clock or loop.time
+        self.now_s = self._clock or loop.time
         self._soon: Callable[[Callable[[], None]], asyncio.Handle] = getattr(loop, "call_last", loop.call_soon)
-        self._start_s = self._now_s()
+        self._start_s = self.now_s()
         self._step: asyncio.TimerHandle | None = None
         self._step_ps = FAR_PS
         self._plan: asyncio.Handle | None = None
@@ -155,7 +155,7 @@ class MockBackend:
         if not self._started:
             answer.fail(BackendError(f"the backend '{self.name}' is not running", status=503, sent=False))
             return answer
-        answer.scheduled_s = self._now_s()
+        answer.scheduled_s = self.now_s()
         failure = self._failures.draw()
         if failure is not None:
             self._spoil(answer, failure)
@@ -206,7 +206,7 @@ class MockBackend:
 
     def _begin_again(self) -> None:
         self.engine = self._new_engine()
-        self._start_s = self._now_s()
+        self._start_s = self.now_s()
         self._latest_ps = 0
         self._step_ps = FAR_PS
 
@@ -234,7 +234,7 @@ class MockBackend:
         """The engine's time: the instant that is being gone through, else the clock's, but never beyond what is still to happen."""
         if self._held_ps is not None:
             return self._held_ps
-        now_ps = round((self._now_s() - self._start_s) * self._ps_per_s)
+        now_ps = round((self.now_s() - self._start_s) * self._ps_per_s)
         return min(max(now_ps, self._latest_ps, self.engine.now_ps), self._step_ps)
 
     def seconds(self, ps: int) -> float:
@@ -279,7 +279,7 @@ class MockBackend:
         answer: MockAnswer = ticket.owner
         self._answers.discard(answer)
         if end.outcome == _OK:
-            answer.finish(end, self.seconds(end.scheduled_ps))
+            answer.finish(end)
         elif end.outcome != _ABORTED:
             told = f"the request's KV does not fit into the backend's memory ({answer.ask.prompt_tokens} prompt tokens)"
             answer.fail(BackendError(told, status=400, code="context_length_exceeded", fault=False))

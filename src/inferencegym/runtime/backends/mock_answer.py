@@ -107,16 +107,17 @@ class MockAnswer:
     def more(self, tokens: int, scheduled_ps: int) -> None:
         """The engine has made so many tokens more."""
         if not self._made:
-            self.scheduled_s = max(self.scheduled_s, self._backend.seconds(scheduled_ps))
+            self._began(scheduled_ps)
         self._made += tokens
         if self._die_at is not None and self._made >= self._die_at:
             self._made = self._die_at
             self.die()
         self._wake()
 
-    def finish(self, end: End, scheduled_s: float) -> None:
+    def finish(self, end: End) -> None:
         """The engine has made all of it."""
-        self.scheduled_s = max(self.scheduled_s, scheduled_s)
+        if not self._made:
+            self._began(end.scheduled_ps)
         self.ticket = None
         if self._die_at is not None:
             self._made = self._die_at
@@ -124,6 +125,11 @@ class MockAnswer:
         else:
             self._made, self._end = end.output_tokens, end
         self._wake()
+
+    def _began(self, scheduled_ps: int) -> None:
+        """When the engine began, between the request's coming and now: timers that fire early let the engine run ahead of the clock by a moment."""
+        began_s = max(self.scheduled_s, self._backend.seconds(scheduled_ps))
+        self.scheduled_s = min(began_s, self._backend.now_s())
 
     def fail(self, error: BackendError) -> None:
         """It breaks off; what was made stands."""
