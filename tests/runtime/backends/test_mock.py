@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
+import uvloop
 
 from inferencegym.engine.deployment import Deployment
 from inferencegym.engine.invariants import check_arena
@@ -295,6 +297,23 @@ def test_time_can_run_faster():
     assert told[1.0] == pytest.approx(10 * told[10.0], rel=1e-6)
     with pytest.raises(ConfigError, match="time_scale"):
         MockBackend(time_scale=0)
+
+
+def test_no_request_begins_after_its_first_token_on_a_coarse_clock():
+    """uvloop's timers count whole milliseconds and may fire early; a step here takes some microseconds of the clock."""
+
+    async def main() -> None:
+        mock = MockBackend(deployment=SMALL, time_scale=1000.0, clock=time.monotonic)
+        await mock.start()
+        for _ in range(200):
+            asked_s = time.monotonic()
+            answer = mock.submit(ask(most=3))
+            await anext(answer)
+            assert asked_s <= answer.scheduled_s <= time.monotonic()
+            await read(answer)
+        await mock.stop()
+
+    uvloop.run(main())
 
 
 def test_a_stop_breaks_off_and_it_can_start_again():
