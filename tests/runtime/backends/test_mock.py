@@ -300,7 +300,7 @@ def test_time_can_run_faster():
 
 
 def test_no_request_begins_after_its_first_token_on_a_coarse_clock():
-    """uvloop's timers count whole milliseconds and may fire early; a step here takes some microseconds of the clock."""
+    """The timers of uvloop count whole milliseconds and may fire early; a step here takes some microseconds of the clock."""
 
     async def main() -> None:
         mock = MockBackend(deployment=SMALL, time_scale=1000.0, clock=time.monotonic)
