@@ -162,7 +162,8 @@ def loaded(source: str, rows: Sequence[Sample]) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **more)
     if more:
         model.hf_quantizer, model.is_quantized = None, False
-        del model.config.quantization_config
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer

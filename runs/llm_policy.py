@@ -82,13 +82,22 @@ def _rows(found: Evaluation, labels: dict[str, str]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _caution(data: dict[str, Any]) -> str:
+    """How far the scenarios of one and the same arm lie apart: what a difference between arms must be held against."""
+    spreads = [
+        (max(row["values"]) - min(row["values"]), row["label"]) for row in data["rows"] if row["asked"] is not None
+    ]
+    most, label = max(spreads)
+    return f"So few scenarios give no interval: the values of one arm ({label}) lie up to {most:.2f} apart, so smaller differences between arms are not established."
+
+
 def page(data: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
         "# What a small language model is worth as a policy", "",
         f"Made by `{data['made_by']}` with inferencegym {data['version']}; do not edit. `{data['task']}`, the first {data['scenarios']} {data['split']} scenarios of {data['windows']}",
         f"windows, a question every {data['ask_every']} windows (the answer holds in between). Model: {data['model']}. Examples: {len(data['examples'])} decisions of",
-        f"`{data['guide']}` on training scenarios. Everybody plays the same scenarios; with so few of them, differences under about 0.1 say nothing.", "",
+        f"`{data['guide']}` on training scenarios. Everybody plays the same scenarios. {_caution(data)}", "",
         "| policy | grade | value | values, scenario by scenario | questions | parse failures | not allowed | tokens in, out | s/question, mean (p95) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
