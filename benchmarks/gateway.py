@@ -112,6 +112,8 @@ class Upstream(asyncio.Protocol):
             self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(answer), answer))  # fmt: skip
 
     def pace(self) -> None:
+        if self.transport.is_closing():
+            return
         self.at += 1
         last = self.at == self.count
         event = b"data: " + chunk(b" word%d" % self.at, b'"length"' if last else b"null") + b"\n\n"
