@@ -15,40 +15,27 @@ from typing import Any
 
 from inferencegym.metrics.record import Outcome
 from inferencegym.runtime import wire
-from inferencegym.runtime.errors import ApiError, bad_request
+from inferencegym.runtime.errors import ApiError
 from inferencegym.runtime.flow import Flow
-from inferencegym.runtime.gateway import Gateway, Head
+from inferencegym.runtime.gateway import Gateway
+from inferencegym.runtime.intake import SEEN, ClientGoneError, Receive, body_of, head_of
 from inferencegym.runtime.keys import Keyring
 from inferencegym.runtime.log import JsonLog
 from inferencegym.runtime.ports import CHAT, COMPLETIONS, EMBEDDINGS
 from inferencegym.runtime.render import Events, Whole, error_event
-from inferencegym.runtime.stream import CONNECTION, Connection, Header, Message, Send, Stream, Streams
+from inferencegym.runtime.stream import CONNECTION, Connection, Header, Send, Stream, Streams
 
 Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 #: What a page gets: the request's headers we look at, its query, its body. What it gives: status, headers, body.
 Page = Callable[["Call"], Awaitable["Reply"]]
 
 JSON: Header = (b"content-type", b"application/json")
 GENERATE = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS, "/v1/embeddings": EMBEDDINGS}
-#: Headers that we look at; all others pass by.
-_WISHES = frozenset({
-    b"traceparent", b"x-slo-class", b"x-queue-ttl-ms", b"x-no-queue", b"x-session-affinity", b"x-tenant", b"x-stainless-read-timeout",
-})  # fmt: skip
-_SEEN = _WISHES | {
-    b"authorization", b"content-length", b"content-type", b"content-encoding", b"x-request-id", b"origin", b"accept", b"if-match",
-    b"access-control-request-method",
-}  # fmt: skip
-_TRUE, _FALSE = frozenset({b"1", b"true", b"yes"}), frozenset({b"0", b"false", b"no", b""})
 _STREAM_HEADERS: list[Header] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-class ClientGoneError(Exception):
-    """The client left before its request was whole: there is nobody to answer."""
 
 
 class Call:
@@ -91,7 +78,7 @@ class App:
         """One HTTP request."""
         assert scope["type"] == "http", "the server is set up without lifespan and sockets"
         arrival_s = self.gateway.clock()
-        headers = {name: value for name, value in scope["headers"] if name in _SEEN}
+        headers = {name: value for name, value in scope["headers"] if name in SEEN}
         call_id = self._id(headers.get(b"x-request-id"))
         try:
             endpoint = GENERATE.get(scope["path"])
@@ -115,8 +102,8 @@ class App:
 
     async def _generate(self, endpoint: str, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], call_id: str, arrival_s: float) -> None:  # fmt: skip
         """A request that an engine answers."""
-        head = self._head(headers, call_id)
-        body = await self._body(receive, headers)
+        head = head_of(headers, call_id, self.keyring)
+        body = await body_of(receive, headers, self._server.max_body_bytes)
         fields = wire.read(endpoint, body)
         gateway = self.gateway
         ask = gateway.ask(endpoint, body, fields, head, arrival_s)
@@ -193,7 +180,9 @@ class App:
             if page is None:
                 names = [*methods, "HEAD"] if "GET" in methods else [*methods]
                 raise _NotAllowedError(method, path, names)
-            body = await self._body(receive, headers, checked=method not in ("GET", "HEAD", "DELETE"))
+            body = await body_of(
+                receive, headers, self._server.max_body_bytes, typed=method not in ("GET", "HEAD", "DELETE")
+            )
             reply = await page(Call(self, scope, headers, call_id, body))
         self._say(scope, call_id, reply.status)
         told = [
@@ -257,37 +246,6 @@ class App:
         self._count += 1
         return f"{self._prefix}{self._count:08x}"
 
-    def _head(self, headers: dict[bytes, bytes], call_id: str) -> Head:
-        """What the headers say. ApiError 400, 401."""
-        head = Head(call_id, key=self.keyring.find(headers.get(b"authorization")))
-        if not _WISHES.isdisjoint(headers):  # most clients send none of these
-            head.slo_class = _text(headers, b"x-slo-class")
-            head.session = _text(headers, b"x-session-affinity")
-            head.tenant = _text(headers, b"x-tenant")
-            head.traceparent = _text(headers, b"traceparent")
-            head.ttl_s = _number(headers, b"x-queue-ttl-ms") / 1e3
-            head.timeout_s = _number(headers, b"x-stainless-read-timeout")
-            head.no_queue = _flag(headers, b"x-no-queue")
-        return head
-
-    async def _body(self, receive: Receive, headers: dict[bytes, bytes], checked: bool = True) -> bytes:
-        """The request's body. ApiError 413, 415; ClientGoneError."""
-        limit = self._server.max_body_bytes
-        declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > limit:
-            raise _too_large(limit)
-        if checked:
-            _check_type(headers)
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        body: bytes = message["body"]
-        if message["more_body"]:
-            body = await _rest(receive, body, limit)
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
-
     # --- what is written down --------------------------------------------------------------------------------------------
 
     def _say(self, scope: Scope, call_id: str, status: int, code: str = "") -> None:
@@ -333,66 +291,6 @@ async def _until_gone(receive: Receive, flow: Flow) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     flow.leave()
-
-
-async def _rest(receive: Receive, body: bytes, limit: int) -> bytes:
-    """The rest of a body that comes in parts. ApiError 413 as soon as it is too large."""
-    parts, size, more = [body], len(body), True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        parts.append(message["body"])
-        size += len(parts[-1])
-        if size > limit:
-            raise _too_large(limit)
-        more = message["more_body"]
-    return b"".join(parts)
-
-
-def _check_type(headers: dict[bytes, bytes]) -> None:
-    kind = headers.get(b"content-type")
-    if kind is not None:
-        kind = kind.partition(b";")[0].strip().lower()
-        if kind != b"application/json" and not kind.endswith(b"+json"):
-            raise ApiError(
-                415, "unsupported_media_type", "The body must be JSON: send 'Content-Type: application/json'"
-            )
-    coding = headers.get(b"content-encoding", b"identity").strip().lower()
-    if coding != b"identity":
-        raise ApiError(415, "unsupported_encoding", "The body must not be compressed")
-
-
-def _too_large(limit: int) -> ApiError:
-    return ApiError(413, "body_too_large", f"The request body is larger than {limit} bytes")
-
-
-def _text(headers: dict[bytes, bytes], name: bytes) -> str:
-    text = headers.get(name, b"").decode("latin-1").strip()
-    if len(text) > 256:
-        raise bad_request(f"{name.decode()} is longer than 256 characters", name.decode())
-    return text
-
-
-def _number(headers: dict[bytes, bytes], name: bytes) -> float:
-    """A header's number above 0; infinite if there is none. ApiError 400."""
-    value = headers.get(name)
-    if value is None:
-        return float("inf")
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not number > 0:
-        raise bad_request(f"{name.decode()} must be a number above 0", name.decode())
-    return number
-
-
-def _flag(headers: dict[bytes, bytes], name: bytes) -> bool:
-    value = headers.get(name, b"").strip().lower()
-    if value not in _TRUE and value not in _FALSE:
-        raise bad_request(f"{name.decode()} must be true or false", name.decode())
-    return value in _TRUE
 
 
 def _ms(seconds: float) -> float | None:
