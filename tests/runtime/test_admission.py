@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from inferencegym.runtime.admission import LEAST_RETRY_S, MOST_RETRY_S, Admission
 from inferencegym.runtime.errors import ApiError
 from inferencegym.runtime.ports import Ask
+from inferencegym.runtime.predict import Trust
 from inferencegym.runtime.settings import AdmissionSettings, Key, QueueSettings, ServiceClass, Settings
 from tests.runtime.asks import ask
 
@@ -163,11 +164,11 @@ def test_predicted_wait_refuses_what_would_time_out_and_says_when_to_come():
     for n in range(7):
         house.come(ask(n, deadline_s=house.now_s + 60))
     # 5 wait; the next one would be the sixth: about 12 s.
-    assert house.admission.predicted_wait_s(ask(8), house) == pytest.approx(12.0, rel=0.1)
+    assert house.admission.predicted_wait_s(ask(8), house) == pytest.approx(12.0 * Trust.LEAST, rel=0.1)
     assert house.admission.retry_after_s(house) == pytest.approx(12.0, rel=0.1)
     error = house.refusal(ask(8, deadline_s=house.now_s + 5))
     assert (error.status, house.admission.refused["predicted_wait"]) == (503, 1)
-    assert error.retry_after_s == pytest.approx(7.0, rel=0.2)
+    assert error.retry_after_s == pytest.approx(8.2, rel=0.2)
     house.come(ask(9, deadline_s=house.now_s + 20))
     house.refusal(ask(10, deadline_s=house.now_s + 60, slo_ttft_s=1.0))
 
@@ -188,7 +189,7 @@ def test_a_backend_that_hangs_makes_the_predicted_wait_grow():
 
 @pytest.mark.parametrize(
     ("order", "ahead"),
-    [("fcfs", 5), ("sjf", 5), ("priority", 2), ("edf", 2), ("vtc", 4), ("wfq", 4)],
+    [("fcfs", 5), ("sjf", 5), ("priority", 2), ("edf", 5), ("vtc", 4), ("wfq", 4)],
 )
 def test_the_wait_counts_those_that_go_before(order, ahead):
     classes = (ServiceClass("bulk", priority=5, ttft_slo_s=9.0), ServiceClass("gold", ttft_slo_s=1.0))
@@ -298,3 +299,21 @@ def test_the_adaptive_limit_is_told_when_it_moves():
     house.admission.change(Settings())
     assert house.limits[-1] == math.inf
     assert house.admission.limit == math.inf
+
+
+def test_predictions_that_were_too_short_are_trusted_less():
+    trust = Trust()
+    assert trust.factor == Trust.LEAST
+    for n in range(50_000):
+        trust.learn(1.0, 1.0 + n % 100 / 100)
+    assert trust.factor == pytest.approx(1.99, abs=0.03)
+    # One that left early says nothing; one that left late says that it would have been at least so long.
+    before = trust.factor
+    trust.learn(1.0, 0.5, at_least=True)
+    assert trust.factor == before
+    trust.learn(1.0, 9.0, at_least=True)
+    assert trust.factor > before
+    for noisy in (0.0, 0.01, math.nan):
+        before = trust.factor
+        trust.learn(noisy, 100.0)
+        assert trust.factor == before

@@ -17,7 +17,7 @@ from inferencegym.runtime.adaptive import Limiter, make_limiter
 from inferencegym.runtime.buckets import Bucket
 from inferencegym.runtime.errors import ApiError, bad_request, overloaded, slow_down
 from inferencegym.runtime.ports import Ask, Clock
-from inferencegym.runtime.predict import Drain, Lengths
+from inferencegym.runtime.predict import Drain, Lengths, Trust
 from inferencegym.runtime.settings import Settings
 
 #: Retry-After while nothing is known of how fast seats come free, and at most; the openai client sleeps as long as it is told.
@@ -62,6 +62,9 @@ class Pass:
     tokens: float = 0.0
     """Tokens it reserved in each bucket for tokens."""
     waiting: bool = True
+    admitted_s: float = math.nan
+    wait_s: float = math.nan
+    """Predicted."""
     began_s: float = math.nan
     in_flight: int = 0
     first_s: float = math.nan
@@ -106,6 +109,7 @@ class Admission:
         self.total = Tally()
         """What waits."""
         self.by_class = [Tally() for _ in settings.classes]
+        self._trust = [Trust() for _ in settings.classes]
         self.elsewhere = Tally()
         """What waits at other gateways that share the caps."""
         self.settle_elsewhere: Callable[[Ask, float, float, bool], None] = lambda ask, reserved, used, refused: None
@@ -130,7 +134,7 @@ class Admission:
         now_s = view.clock()
         if not shared:
             ask.predicted_tokens = self.lengths.expect(ask)
-        one = Pass(shared=shared)
+        one = Pass(shared=shared, admitted_s=now_s)
         rates = [] if shared else self.rates(ask)
         if rates or shared:
             one.tokens = self.reserve_tokens(ask)
@@ -138,7 +142,7 @@ class Admission:
             self._check_rates(rates, one.tokens, now_s)
         if view.would_wait(ask):
             try:
-                self._check_wait(ask, view, now_s)
+                one.wait_s = self._check_wait(ask, view, now_s)
             except ApiError:
                 if shared:
                     self.settle_elsewhere(ask, one.tokens, 0.0, True)
@@ -158,6 +162,7 @@ class Admission:
             return
         one.waiting = False
         one.began_s, one.in_flight = self._clock(), in_flight
+        self._trust[ask.slo_class].learn(one.wait_s, one.began_s - one.admitted_s)
         self._count(ask, -1)
         self.drain.changed(in_flight - 1, one.began_s)
 
@@ -182,6 +187,7 @@ class Admission:
         now_s = self._clock()
         if one.waiting:
             self._count(ask, -1)
+            self._trust[ask.slo_class].learn(one.wait_s, now_s - one.admitted_s, at_least=True)
         else:
             self.drain.ended(in_flight, now_s)
             if whole:
@@ -249,8 +255,8 @@ class Admission:
 
     # --- the queue -------------------------------------------------------------------------------------------------------
 
-    def _check_wait(self, ask: Ask, view: View, now_s: float) -> None:
-        """It would have to wait: whether there is room, and time."""
+    def _check_wait(self, ask: Ask, view: View, now_s: float) -> float:
+        """It would have to wait: whether there is room, and time; the wait that the drain of the queue predicts, NaN if that does not matter."""
         queue, mine = self._settings.queue, self._settings.classes[ask.slo_class]
         if ask.no_queue:
             self._refuse(
@@ -271,19 +277,26 @@ class Admission:
                             slow_down(f"Class '{mine.name}' may have {cap} {words} waiting", retry_s), whose + what
                         )
                     self._refuse(overloaded(f"The queue is full: {cap} {words} may wait", retry_s, "queue_full"), what)
-        if self._settings.admission.predicted_wait:
-            wait_s = self.predicted_wait_s(ask, view)
-            limit_s = min(ask.deadline_s - now_s, ask.slo_ttft_s)
-            if wait_s > limit_s:
-                words = f"The request would wait about {wait_s:.1f} s, longer than the {limit_s:.1f} s it may"
-                self._refuse(overloaded(words, _bounded(wait_s - limit_s)), "predicted_wait")
+        if not self._settings.admission.predicted_wait:
+            return math.nan
+        raw_s = self._drain_wait_s(ask, view)
+        wait_s = raw_s * self._trust[ask.slo_class].factor
+        limit_s = min(ask.deadline_s - now_s, ask.slo_ttft_s)
+        if wait_s > limit_s:
+            words = f"The request would wait about {wait_s:.1f} s, longer than the {limit_s:.1f} s it may"
+            self._refuse(overloaded(words, _bounded(wait_s - limit_s)), "predicted_wait")
+        return raw_s
 
     def predicted_wait_s(self, ask: Ask, view: View) -> float:
         """Time until a request that comes now has a seat; NaN while nothing is known.
 
-        Counts those that will go before it: under priority and edf those of classes that are not worse, under wfq and vtc as many of each waiting tenant as of
-        its own, else all. A request's own priority and tenants' shares are left out.
+        Counts those that will go before it: under priority and aging those of classes that are not worse, under wfq and vtc as many of each waiting tenant as of
+        its own, else all. A request's own priority and tenants' shares are left out. What such counts miss (those that come later and go first, say)
+        is learned: the wait is one that few of the class exceed, as far as predictions were needed so far.
         """
+        return self._drain_wait_s(ask, view) * self._trust[ask.slo_class].factor
+
+    def _drain_wait_s(self, ask: Ask, view: View) -> float:
         return self.drain.wait_s(self._ahead(ask), view.in_flight(), view.clock())
 
     def _ahead(self, ask: Ask) -> int:
@@ -293,10 +306,6 @@ class Admission:
                 t.requests
                 for t, c in zip(self.by_class, classes, strict=True)
                 if c.priority <= classes[ask.slo_class].priority
-            )
-        if order == "edf":
-            return sum(
-                t.requests for t, c in zip(self.by_class, classes, strict=True) if c.ttft_slo_s <= ask.slo_ttft_s
             )
         if order in ("wfq", "vtc"):
             mine = self._waiting_of.get(ask.tenant, 0)

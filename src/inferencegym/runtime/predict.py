@@ -88,3 +88,26 @@ class Drain:
         if self._seat_s <= 0:
             return 0.0
         return (ahead + 1) * self._seat_s / (self._ended * in_flight)
+
+
+class Trust:
+    """How far predicted waits are to be trusted: `factor` follows the 99 % quantile of actual over predicted, a small step for each wait that is over.
+
+    `factor` * predicted is a wait that few exceed. Without it those let in stand right at their limit, and every error of the prediction is a miss. (A mean and
+    deviation as TCP keeps them of round trips do not do: neighbours in a queue share their error, so the deviation hides it.)
+    """
+
+    QUANTILE, STEP, LEAST, MOST, LEAST_S = 0.99, 0.02, 1.1, 10.0, 0.05
+
+    def __init__(self) -> None:
+        self.factor = self.LEAST
+        """What to multiply a prediction by."""
+
+    def learn(self, predicted_s: float, actual_s: float, *, at_least: bool = False) -> None:
+        """A wait that was predicted is over; `at_least`: it ended without a seat, so it would have been longer. Very short ones say nothing."""
+        if not predicted_s >= self.LEAST_S or actual_s < 0:
+            return
+        if actual_s > self.factor * predicted_s:
+            self.factor = min(self.factor + self.STEP * self.QUANTILE, self.MOST)
+        elif not at_least:
+            self.factor = max(self.factor - self.STEP * (1 - self.QUANTILE), self.LEAST)
