@@ -479,9 +479,10 @@ def test_a_slow_reader_slows_the_backend_down_instead_of_filling_memory():
             assert backend.aborted
 
 
-def test_a_head_that_does_not_come_is_not_waited_for():
+def test_a_request_that_does_not_come_is_not_waited_for():
     with Served(FakeBackend(lambda ask: words()), settings=settings(server={"header_timeout_s": 0.2})) as server:
-        for beginning in (b"", b"POST /v1/chat/comp"):
+        stalled = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 50\r\n\r\n{"
+        for beginning in (b"", b"POST /v1/chat/comp", stalled):
             with socket.create_connection(("127.0.0.1", server.server.port), timeout=5) as raw:
                 raw.sendall(beginning)
                 assert raw.recv(100) == b""

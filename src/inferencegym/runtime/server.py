@@ -34,7 +34,7 @@ _STILLBORN_S = 5.0
 
 
 class Protocol(HttpToolsProtocol):  # type: ignore[misc]
-    """uvicorn's, which also tells at once when a client leaves, limits the time for a request's head, and speaks our envelope when it hears no HTTP."""
+    """uvicorn's, which also tells at once when a client leaves, limits the time for a request's head and between the parts of its body, and speaks our envelope when it hears no HTTP."""
 
     header_timeout_s = 10.0
 
@@ -42,32 +42,43 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc]
         super().__init__(*given, **named)
         self.gone = False
         self.on_gone: Callable[[], None] | None = None
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._in_head = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_body = False
 
     def connection_made(self, transport: Any) -> None:
         """A client has connected: its first head is awaited."""
         super().connection_made(transport)
-        self._await_head()
+        self._await_more()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left, or we closed."""
         self.gone = True
-        self._head_has_come()
+        self._in_time()
         super().connection_lost(exc)
         if self.on_gone is not None:
             self.on_gone()
 
+    def data_received(self, data: bytes) -> None:
+        """Something came; if it is not the whole request, more must come in time."""
+        super().data_received(data)
+        cycle = self.cycle
+        if cycle is not None and cycle.more_body and not cycle.response_complete:
+            self._in_time()
+            self._await_more()
+        elif self._in_body:
+            self._in_time()
+        self._in_body = cycle is not None and cycle.more_body
+
     def on_message_begin(self) -> None:
         """A request begins."""
-        if self._head_timer is None:
-            self._await_head()
+        if self._timer is None:
+            self._await_more()
         super().on_message_begin()
         self.scope[CONNECTION] = self
 
     def on_headers_complete(self) -> None:
         """Its head is whole."""
-        self._head_has_come()
+        self._in_time()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -87,16 +98,16 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc]
         self.transport.write(head + body)
         self.transport.close()
 
-    def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(self.header_timeout_s, self._head_is_late)
+    def _await_more(self) -> None:
+        self._timer = self.loop.call_later(self.header_timeout_s, self._too_late)
 
-    def _head_has_come(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _in_time(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _head_is_late(self) -> None:
-        self._head_timer = None
+    def _too_late(self) -> None:
+        self._timer = None
         if not self.transport.is_closing():
             self.transport.close()
 
