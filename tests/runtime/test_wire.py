@@ -97,7 +97,7 @@ def test_events_and_whole_answers_say_the_same_text(endpoint, texts):
     pieces = [Piece(text=text, tokens=1) for text in texts]
     pieces[-1].finish_reason = "length"
     usage = Usage(7, len(texts), 2)
-    data = b"".join(events.event(piece, usage) for piece in pieces) + events.end(usage)
+    data = b"".join(events.event(piece) for piece in pieces) + events.end(usage)
     assert data.endswith(DONE)
     told = [json.loads(line.removeprefix(b"data: ")) for line in data.split(b"\n\n")[:-2]]
     for piece in pieces:
@@ -125,7 +125,7 @@ def test_several_choices_stay_apart():
 
 def test_a_servers_own_bytes_pass_as_they_are():
     events = Events(ask(stream=True, stream_options={"include_usage": True}))
-    assert events.event(Piece(raw=b'{"x":1}'), Usage(1, 1)) == b'data: {"x":1}\n\n'
+    assert events.event(Piece(raw=b'{"x":1}')) == b'data: {"x":1}\n\n'
     assert events.end(Usage(1, 1)) == DONE, "the server has told the usage itself"
     whole = Whole(ask())
     whole.add(Piece(raw=b'{"y":2}'))

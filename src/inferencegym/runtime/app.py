@@ -150,7 +150,7 @@ class App:
         parts: list[bytes] = []
         try:
             while (piece := await flow.next()) is not None:
-                if data := events.event(piece, flow.usage_now()):
+                if data := events.event(piece, flow.usage_now() if events.continuous else None):
                     parts.append(data)
                 if parts and not flow.ready():
                     await stream.write(b"".join(parts))

@@ -194,7 +194,8 @@ class Pages:
         if unknown is not None:
             raise bad_request(f"There is no knob '{unknown[:100]}'; there are: {', '.join(LEVERS)}", unknown[:100])
         try:
-            applied = self._plant.apply(Knobs(**given))
+            # 3.0 is a whole number in JSON: by way of the levers it becomes one here.
+            applied = self._plant.apply(Knobs.of(Knobs(**given).levers()))
         except ConfigError as error:
             raise bad_request(str(error), error.field) from error
         return Reply(_encode({"accepted": applied.accepted, "refused": applied.refused}))

@@ -34,12 +34,13 @@ def error_event(error: ApiError) -> bytes:
 class Events:
     """The events of one streamed answer."""
 
-    __slots__ = ("_ask", "_begun", "_chat", "_continuous", "_head", "_raw", "_tail", "_usage")
+    __slots__ = ("_ask", "_begun", "_chat", "_head", "_raw", "_tail", "_usage", "continuous")
 
     def __init__(self, ask: Ask) -> None:
         options = None if isinstance(ask.fields, Embedding) else ask.fields.stream_options
         self._usage = bool(options and options.include_usage)
-        self._continuous = bool(options and options.include_usage and options.continuous_usage_stats)
+        self.continuous = bool(options and options.include_usage and options.continuous_usage_stats)
+        """Whether every event tells the usage so far."""
         self._ask, self._chat = ask, ask.endpoint == CHAT
         self._head = b"data: " + _beginning(ask, stream=True)
         # Where usage was asked for, every event has the field, and all but the last say null.
@@ -47,14 +48,14 @@ class Events:
         self._begun: set[int] = set()
         self._raw = False
 
-    def event(self, piece: Piece, usage: Usage) -> bytes:
-        """A piece as one event; empty where it has nothing for the client. `usage`: so far."""
+    def event(self, piece: Piece, usage: Usage | None = None) -> bytes:
+        """A piece as one event; empty where it has nothing for the client. `usage`: so far, where every event tells it."""
         if piece.raw is not None:
             self._raw = True
             return b"data: " + piece.raw + b"\n\n"
         if not piece.text and piece.finish_reason is None:
             return b""
-        tail = b'}],"usage":' + usage_json(usage) + b"}\n\n" if self._continuous else self._tail
+        tail = b'}],"usage":' + usage_json(usage) + b"}\n\n" if usage is not None else self._tail
         return self._head + _choice(piece, self._chat, self._role(piece.index)) + tail
 
     def end(self, usage: Usage) -> bytes:
