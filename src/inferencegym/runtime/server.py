@@ -87,6 +87,13 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc]
         if not self.pipeline:
             self.flow.resume_reading()
 
+    def chunk(self, data: bytes) -> bool:
+        """Write one chunk of the response that is under way, without the detour by ASGI's messages; False where that has to decide or to wait."""
+        if not self.cycle.chunked_encoding or self.flow.write_paused or self.gone:
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
     def abort(self) -> None:
         """Close, whatever is still to be written."""
         self.transport.abort()

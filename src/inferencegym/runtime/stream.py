@@ -24,6 +24,9 @@ class Connection(Protocol):
     on_gone: Callable[[], None] | None
     """Called when the client has closed its connection."""
 
+    def chunk(self, data: bytes) -> bool:
+        """Write a part of a response that has begun; False: it must go by `send`."""
+
     def abort(self) -> None:
         """Close it, whatever is still to be written."""
 
@@ -50,6 +53,9 @@ class Stream:
         """Send it; returns when the client takes more."""
         if self._comment is not None:
             await self._comment
+        if more and self.begun and self._connection is not None and self._connection.chunk(data):
+            self.last_s = self._of.clock()
+            return
         self.writing = True
         if not self.begun:
             await self._begin()
