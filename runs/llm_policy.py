@@ -64,6 +64,8 @@ def measured(model: str, scenarios: int, ask_every: int) -> dict[str, Any]:
         )
 
     found = evaluate([*others.values(), *players.values()], [TASK], scenarios=scenarios, progress=tell)
+    if found.unplayed:
+        sys.exit("no page, since episodes are missing: " + "; ".join(found.missing()))
     return {
         "made_by": "runs/llm_policy.py", "version": inferencegym.__version__, "task": TASK, "split": "test", "scenarios": scenarios,
         "windows": task.steps, "ask_every": ask_every, "model": ABOUT.get(model, model), "guide": guide_of(task), "load_average": os.getloadavg()[2],

@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("openenv.core", reason="the extra 'openenv' is not installed")
 
 from inferencegym.envs.openenv import baseline
-from inferencegym.envs.openenv.llm import EndpointError, LanguageModel
+from inferencegym.envs.openenv.llm import LanguageModel
+from inferencegym.envs.openenv.llm_usage import EndpointError
 from inferencegym.ground.errors import ConfigError
 
 STEP = re.compile(r"^\[STEP\] step=(\d+) action=(\{.*\}) reward=(-?\d\.\d{4}) done=(true|false) error=null$")

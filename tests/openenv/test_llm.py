@@ -11,8 +11,8 @@ pytest.importorskip("openenv.core", reason="the extra 'openenv' is not installed
 
 from inferencegym.decision.knobs import GRID, LEVERS, OFFSETS, KnobsSurface
 from inferencegym.envs.openenv import baseline, tasks
-from inferencegym.envs.openenv.llm import EndpointError, LanguageModel, action_schema
-from inferencegym.envs.openenv.llm_usage import Price, Usage
+from inferencegym.envs.openenv.llm import LanguageModel, action_schema
+from inferencegym.envs.openenv.llm_usage import EndpointError, Price, Usage
 from tests.openenv.scripted import Script, ScriptedServer
 
 SURFACE = {"llmserve": "knobs", "pagedkv": "paging"}

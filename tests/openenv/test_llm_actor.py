@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -18,11 +21,11 @@ from inferencegym.cli.evaluate import chosen_policies, chosen_price
 from inferencegym.cli.main import app
 from inferencegym.envs import catalogue
 from inferencegym.envs.actors import actor
-from inferencegym.envs.openenv.llm import EndpointError
+from inferencegym.envs.openenv import llm, llm_actor
 from inferencegym.envs.openenv.llm_actor import parsed
-from inferencegym.envs.openenv.llm_usage import Price
+from inferencegym.envs.openenv.llm_usage import EndpointError, Price
 from inferencegym.ground.errors import ConfigError, UnknownNameError
-from inferencegym.learn.evaluate import evaluate
+from inferencegym.learn.evaluate import EpisodeResult, Evaluation, evaluate
 from inferencegym.learn.page import page
 from tests.openenv.scripted import Script, ScriptedServer
 from tests.starting import free_port
@@ -51,6 +54,20 @@ def short(tmp_path_factory):
     text = (catalogue.FOLDER / "easy.toml").read_text()
     path.write_text(text.replace('"easy"', '"short"').replace("horizon_ticks = 2000", "horizon_ticks = 200"))
     return str(path)
+
+
+@contextmanager
+def serving(handler):
+    """The base URL of a server that is not an endpoint."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_the_grammar():
@@ -158,17 +175,10 @@ def test_a_key_that_is_refused_is_said(short, monkeypatch):
         def log_message(self, *said):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+    with serving(Refusing) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
         with pytest.raises(EndpointError, match=r"refuses the key \(401\); set OPENAI_API_KEY"):
             actor("llm:m", catalogue.task(short))
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_without_the_extra_the_error_says_what_to_install(short):
@@ -184,3 +194,77 @@ def test_without_the_extra_the_error_says_what_to_install(short):
         "MissingExtraError: the policy 'llm:m' needs the extra 'openenv'; type: pip install 'inferencegym[openenv]'"
         in done.stderr
     )
+
+
+def test_an_endpoint_that_dies_costs_what_was_not_done_and_nothing_else(here, short, tmp_path, monkeypatch):
+    monkeypatch.setattr(llm_actor, "LanguageModel", partial(llm.LanguageModel, retries=0))
+    # A question every 100 of an episode's 400 decisions: the endpoint dies in the third episode of five.
+    here.script = lambda body, number: Script(text='{"action": 8}', status=200 if number < 10 else 503)
+    name = "llm:m,ask_every=100"
+    alone = evaluate([name, "lru"], [short], scenarios=2)
+    assert len(here.bodies) == 8
+    here.bodies.clear()
+    told = []
+    found = evaluate([name, "lru"], [short], scenarios=5, progress=lambda *said: told.append(said))
+    assert [one.scenario for one in found.of("short", name)] == [0, 1]
+    assert [one.value for one in found.of("short", name)] == [one.value for one in alone.of("short", name)]
+    assert [one.scenario for one in found.of("short", "lru")] == [0, 1, 2, 3, 4]
+    assert [(one.policy, one.scenario) for one in found.unplayed] == [(name, 2), (name, 3), (name, 4)]
+    # The question that failed, and then none: an endpoint that is gone is not waited for again.
+    assert len(here.bodies) == 11
+    assert [done for done, _, _ in told] == list(range(1, 8))
+    (line,) = found.missing()
+    assert line.startswith(f"short: {name}: 3 of 5 episodes: the model 'm' at {here.url}/ did not answer: ")
+    assert f"No result of {html.escape(line)}" in page(found, command="x")
+    assert next(row.episodes for row in found.table() if row.policy == name) == 2
+
+    here.bodies.clear()
+    out = tmp_path / "out.json"
+    arguments = ["evaluate", "--policy", f"{name},lru", "--task", short, "--seeds", "5", "--json", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert "3 of 5 episodes" in result.stderr
+    assert "lru" in result.stdout
+    data = json.loads(out.read_text())
+    assert len(data["episodes"]) == 7
+    assert [one["scenario"] for one in data["unplayed"]] == [2, 3, 4]
+
+
+def test_what_is_missing_is_held_against_best_static_on_the_scenarios_that_are_there():
+    def episode(policy, scenario, value):
+        return EpisodeResult("t", "d", policy, "test", scenario, value, None, None, 0.0, 1, False, {}, {})
+
+    played = (episode("llm:m", 1, 0.5), episode("llm:m", 3, 0.7))
+    found = Evaluation("test", (0, 1, 2, 3), played, {"t": (9.0, 0.4, 9.0, 0.6)})
+    (row,) = found.table()
+    assert row.difference.value == pytest.approx(0.1)
+
+
+def test_an_endpoint_that_dies_before_anything_is_done_is_an_error(here, short, monkeypatch):
+    monkeypatch.setattr(llm_actor, "LanguageModel", partial(llm.LanguageModel, retries=0))
+    here.script = lambda body, number: Script(status=503)
+    with pytest.raises(EndpointError, match=r"the model 'm' at .* did not answer"):
+        evaluate(["llm:m"], [short], scenarios=3)
+    assert len(here.bodies) == 1
+
+
+def test_an_address_that_is_a_web_page_is_said(short, monkeypatch):
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.send_header("content-length", "4")
+            self.end_headers()
+            self.wfile.write(b"<p/>")
+
+        do_POST = do_GET
+
+        def log_message(self, *said):
+            pass
+
+    with serving(Page) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        with pytest.raises(EndpointError, match=r"not as OpenAI's API does; set OPENAI_BASE_URL to the address that ends in /v1"):  # fmt: skip
+            evaluate(["llm:m"], [short], scenarios=1)

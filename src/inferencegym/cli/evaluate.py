@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -37,9 +38,10 @@ def evaluate(
     policy: Annotated[
         str,
         typer.Option(
-            help="Names with commas between them, or all: every policy that plays an episode in about a second. Also best-static, clairvoyant,"
-            " fixed:batch_cap=64 (give it alone or last: its knobs have commas too), llm:MODEL,shots=4,"
-            " a model behind OPENAI_BASE_URL, module:Class."
+            help="Names with commas between them, or all: every rule, learned and best-static. A file that `train` wrote (any name that ends in .npz,"
+            " or file:PATH). learned: what ships for the task. best-static. clairvoyant, and on knobs model-predictive: planners, slow."
+            " fixed:batch_cap=64,speculation_depth=2, fixed:admit_free: the same for ever. llm:MODEL,shots=4: a model behind OPENAI_BASE_URL (docs/llm.md). module:Class:"
+            " your own."
         ),
     ] = ALL,
     task: Annotated[
@@ -103,12 +105,18 @@ def evaluate(
         text = json.dumps(evaluation.as_json(), indent=1) + "\n"
         if quiet:
             sys.stdout.write(text)
-            return
-        json_.write_text(text, encoding="utf-8")
-    show(console, evaluation)
-    for what, where in (("records", record), ("JSON", json_), ("report", report)):
-        if where is not None:
-            console.print(f"{what}: {where.resolve()}", soft_wrap=True)
+        else:
+            json_.write_text(text, encoding="utf-8")
+    if not quiet:
+        show(console, evaluation)
+        for what, where in (("records", record), ("JSON", json_), ("report", report)):
+            if where is not None:
+                console.print(f"{what}: {where.resolve()}", soft_wrap=True)
+    if evaluation.unplayed:
+        errors = Console(stderr=True)
+        for missing in evaluation.missing():
+            errors.print(f"[red]error:[/] no result of {escape(missing)}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1)
 
 
 def explanations(evaluation: Evaluation, tasks: list[str]) -> dict[str, str]:
@@ -192,7 +200,7 @@ def show(console: Console, evaluation: Evaluation) -> None:
         if any(row.parts for row in own):
             console.print(_parts(own))
     for name, why in evaluation.skipped.items():
-        console.print(f"[yellow]not played:[/] {name}: {why}", soft_wrap=True, highlight=False)
+        console.print(f"[yellow]not played:[/] {name}: {escape(why)}", soft_wrap=True, highlight=False)
     console.print(
         "grade: 0 = random policy, 1 = planner that knows the future, on the same scenario; interquartile mean and 95 % bootstrap interval.",
         style="dim", highlight=False,

@@ -12,7 +12,7 @@ import numpy as np
 
 from inferencegym.envs.batch import Task
 from inferencegym.envs.grade import load_anchors
-from inferencegym.ground.errors import ConfigError, MissingExtraError
+from inferencegym.ground.errors import ConfigError, MissingExtraError, UnknownNameError
 from inferencegym.policies import trained
 from inferencegym.policies.catalogue import policy, policy_names
 
@@ -52,7 +52,7 @@ def actor(name: str, task: Task) -> Any:
     if name == LEARNED:
         return _learned(task)
     if name != BEST_STATIC and name not in PLANNERS[surface]:
-        return policy(name, surface)
+        return _named(name, task)
     anchors = load_anchors(task)
     if name == BEST_STATIC:
         if anchors is None:
@@ -64,6 +64,14 @@ def actor(name: str, task: Task) -> Any:
     planner = getattr(import_module(module), kind)
     library = None if anchors is None else anchors.settings.get("library")
     return planner() if library is None else planner(np.array(library))
+
+
+def _named(name: str, task: Task) -> Any:
+    try:
+        return policy(name, task.surface.name)
+    except UnknownNameError as error:
+        known = (*actor_names(task), "fixed:ACTION", "PATH.npz", f"{LANGUAGE_MODEL}MODEL", "module:Class")
+        raise UnknownNameError(error.kind, name, known) from error
 
 
 def _language_model(name: str, task: Task) -> Any:

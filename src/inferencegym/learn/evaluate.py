@@ -19,7 +19,7 @@ from inferencegym.envs.actors import BEST_STATIC, LANGUAGE_MODEL, actor, quick_n
 from inferencegym.envs.batch import Task
 from inferencegym.envs.episode import record
 from inferencegym.envs.grade import Anchors, load_anchors
-from inferencegym.envs.openenv.llm_usage import Price, Usage
+from inferencegym.envs.openenv.llm_usage import EndpointError, Price, Usage
 from inferencegym.envs.splits import scenario as scenario_number
 from inferencegym.ground.errors import ConfigError, InferenceGymError
 from inferencegym.learn.distributed import share_out
@@ -53,6 +53,16 @@ class EpisodeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Unplayed:
+    """An episode that has no result: the language model's endpoint failed for good in it, or had failed before."""
+
+    task: str
+    policy: str
+    scenario: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One policy on one task (or, at the end of a table, on all)."""
 
@@ -70,7 +80,7 @@ class Row:
     improvement: Estimate | None
     """Probability that an episode of it beats one of the best static configuration on the same task."""
     difference: Estimate | None
-    """Value above the best static configuration's on the same scenarios."""
+    """Value above the best static configuration's on the same scenarios: those that were played."""
     parts: dict[str, float]
     """Mean parts of the value; 0 in episodes that lack one (a crash replaces them all)."""
     asked: dict[str, float] | None = None
@@ -79,7 +89,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All episodes, and how they were played."""
+    """All episodes that were played to their end, and how."""
 
     split: str
     scenarios: tuple[int, ...]
@@ -89,6 +99,8 @@ class Evaluation:
     version: str = inferencegym.__version__
     skipped: dict[str, str] = field(default_factory=dict)
     """Task -> why it was not played."""
+    unplayed: tuple[Unplayed, ...] = ()
+    """Episodes that were begun or planned, and have no result."""
     price: Price | None = None
     """Of a language model's tokens."""
 
@@ -128,7 +140,7 @@ class Evaluation:
         values = [[round(one.value, _DIGITS) for one in episodes] for episodes in played]
         improvement = difference = None
         if all(task in self.baseline for task in tasks) and policy != BEST_STATIC:
-            theirs = [[round(value, _DIGITS) for value in self.baseline[task]] for task in tasks]
+            theirs = [self._baseline_of(episodes) for episodes in played]
             improvement = probability_of_improvement(values, theirs)
             difference = paired_difference(values, theirs)
         return Row(
@@ -139,12 +151,28 @@ class Evaluation:
             asked=Usage.total(usages).report(self.price) if usages else None,
         )  # fmt: skip
 
+    def _baseline_of(self, episodes: Sequence[EpisodeResult]) -> list[float]:
+        """What the best static configuration came to on the scenarios of one task's episodes."""
+        values = dict(zip(self.scenarios, self.baseline[episodes[0].task], strict=True))
+        return [round(values[one.scenario], _DIGITS) for one in episodes]
+
+    def missing(self) -> list[str]:
+        """A sentence for each policy and task with episodes that have no result."""
+        groups: dict[tuple[str, str, str], int] = {}
+        for one in self.unplayed:
+            key = one.task, one.policy, one.why
+            groups[key] = groups.get(key, 0) + 1
+        return [
+            f"{task}: {policy}: {count} of {len(self.scenarios)} episodes: {why}"
+            for (task, policy, why), count in groups.items()
+        ]
+
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
         return {
             "version": self.version, "split": self.split, "scenarios": list(self.scenarios), "skipped": self.skipped,
             "table": [asdict(row) for row in self.table()], "episodes": [asdict(one) for one in self.episodes],
-            "price": None if self.price is None else asdict(self.price),
+            "price": None if self.price is None else asdict(self.price), "unplayed": [asdict(one) for one in self.unplayed],
             "digests": {one.task: one.digest for one in self.episodes},
         }  # fmt: skip
 
@@ -183,6 +211,9 @@ def evaluate(
     `policies`: names (also `fixed:...`, `module:Class`, best-static, clairvoyant, or `all` for every quick one) or policies themselves; each
     plays the tasks of its surface. `price`: of a language model's tokens. `scenarios`: the first so many of the split, or their indices. `record_to`: a folder for the episodes'
     records. `progress`: called after each episode with (done, all, result).
+
+    A language model whose endpoint fails for good costs the episode it fails in and those of its that were still to come (`unplayed`), not those
+    that are done, nor other policies'. EndpointError if nothing was played at all.
     """
     indices = tuple(range(scenarios)) if isinstance(scenarios, int) else tuple(scenarios)
     if not indices or not policies or not tasks:
@@ -193,12 +224,21 @@ def evaluate(
     done: dict[int, EpisodeResult] = {}
     # Policies that talk to a server stay here: a connection does not travel.
     here = [at for at, job in enumerate(jobs) if getattr(job.player, "in_process", False)]
-    for at, result in share_out(_play, jobs, workers=workers, ray=ray, here=here):
+    unplayed: dict[int, Unplayed] = {}
+    for at, result in share_out(_Play(), jobs, workers=workers, ray=ray, here=here):
+        if isinstance(result, Unplayed):
+            unplayed[at] = result
+            continue
         done[at] = _graded(result, anchors[result.task])
         if progress:
             progress(len(done), len(jobs), done[at])
-    episodes = tuple(done[at] for at in range(len(jobs)))
-    return Evaluation(split, indices, episodes, _baselines(episodes, anchors, split, indices), price=price)
+    if not done:
+        raise EndpointError(unplayed[0].why)
+    episodes = tuple(done[at] for at in sorted(done))
+    left = tuple(unplayed[at] for at in sorted(unplayed))
+    return Evaluation(
+        split, indices, episodes, _baselines(episodes, anchors, split, indices), price=price, unplayed=left
+    )
 
 
 def _plan(
@@ -254,7 +294,23 @@ def _fit(player: Any, task: Task) -> Any:
     return player
 
 
-def _play(job: _Job) -> EpisodeResult:
+class _Play:
+    """Plays jobs. An endpoint that failed for good is not asked again: each failure takes minutes of tries and waits."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, str] = {}
+
+    def __call__(self, job: _Job) -> EpisodeResult | Unplayed:
+        """The episode's result, or why there is none."""
+        if job.policy not in self._failed:
+            try:
+                return _played(job)
+            except EndpointError as error:
+                self._failed[job.policy] = str(error)
+        return Unplayed(catalogue.task(job.task).name, job.policy, job.scenario, self._failed[job.policy])
+
+
+def _played(job: _Job) -> EpisodeResult:
     task = catalogue.task(job.task)
     player = actor(job.player, task) if isinstance(job.player, str) else job.player
     episode = record(task, player, split=job.split, scenario=job.scenario, name=job.policy)

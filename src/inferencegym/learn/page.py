@@ -43,6 +43,7 @@ def page(evaluation: Evaluation, *, command: str, more: Mapping[str, str] | None
         parts.append(more.get(name, ""))
     for name, why in evaluation.skipped.items():
         parts.append(f"<p>Not played: {html.escape(name)}: {html.escape(why)}</p>")
+    parts += [f"<p>No result of {html.escape(line)}</p>" for line in evaluation.missing()]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Policies compared</title><style>{_CSS}{CSS if more else ''}</style></head><body><main>{''.join(parts)}</main></body></html>\n"

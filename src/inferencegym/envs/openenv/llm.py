@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import openai
+from openai.types.chat import ChatCompletion
 
 from inferencegym.decision.columns import Float32s, Masks
 from inferencegym.decision.knobs import GRID, LEVERS, OFFSETS, QUANTIZATION_TIERS, RANGES, Knobs
 from inferencegym.decision.paging import NOTHING
 from inferencegym.envs.batch import Task
 from inferencegym.envs.openenv.llm_prompt import History, answer, situation, system_prompt
-from inferencegym.envs.openenv.llm_usage import Usage
-from inferencegym.ground.errors import ConfigError, InferenceGymError
+from inferencegym.envs.openenv.llm_usage import EndpointError, Usage
+from inferencegym.ground.errors import ConfigError
 from inferencegym.policies.simple import surface_of
 
 #: Model that is asked for where none is named.
@@ -35,10 +36,6 @@ RETRIES = 5
 #: Seconds that an endpoint has to say that it is there.
 REACH_S = 10.0
 _ANSWER_TOKENS = 200
-
-
-class EndpointError(InferenceGymError, OSError):
-    """The model's endpoint cannot be reached or refuses; says which and why."""
 
 
 def action_schema(surface: str, mask: Masks) -> dict[str, Any]:
@@ -134,7 +131,7 @@ class LanguageModel:
     def reach(self) -> None:
         """EndpointError if the endpoint is not there or refuses the key. That it has no list of models does not matter: many have none."""
         try:
-            self._client.with_options(max_retries=0, timeout=REACH_S).models.list()
+            self._client.with_options(max_retries=0, timeout=REACH_S).models.with_raw_response.list()
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise EndpointError(
                 f"{self._client.base_url} refuses the key ({error.status_code}); set OPENAI_API_KEY to one that it takes"
@@ -198,6 +195,10 @@ class LanguageModel:
             raise EndpointError(
                 f"the model '{self.model}' at {self._client.base_url} did not answer: {error}"
             ) from error
+        if not isinstance(found, ChatCompletion):
+            raise EndpointError(
+                f"{self._client.base_url} answers, but not as OpenAI's API does; set OPENAI_BASE_URL to the address that ends in /v1"
+            )
         usage.latencies_s.append(self._clock() - since_s)
         usage.retries += raw.retries_taken
         if found.usage is None:

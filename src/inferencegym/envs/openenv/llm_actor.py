@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from inferencegym.envs.actors import LANGUAGE_MODEL
 from inferencegym.envs.batch import Task
 from inferencegym.envs.openenv.llm import LanguageModel
 from inferencegym.envs.openenv.llm_shots import examples
 from inferencegym.ground.errors import ConfigError, UnknownNameError
-
-PREFIX = "llm:"
 
 
 def _switch(text: str) -> bool:
@@ -35,7 +34,7 @@ OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
 
 def parsed(name: str) -> tuple[str, dict[str, Any]]:
     """(model, options) of `llm:MODEL,NAME=VALUE,...`; an error names the option and what it takes."""
-    model, *parts = (part.strip() for part in name.removeprefix(PREFIX).split(","))
+    model, *parts = (part.strip() for part in name.removeprefix(LANGUAGE_MODEL).split(","))
     if not model:
         raise ConfigError("llm", f"'{name}' names no model", allowed="llm:MODEL, such as llm:gpt-4o-mini,shots=4")
     options: dict[str, Any] = {}

@@ -1,5 +1,7 @@
 """What asking a language model came to: questions, failures, tokens, seconds and their price, added up over an episode or an evaluation.
 
+`EndpointError` is the failure that no counter holds: the model's endpoint is gone, or refuses.
+
 Seconds are wall time from asking to having the answer, the client's own retries and their waits included; prices are US$ per million tokens.
 """
 
@@ -10,7 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from inferencegym.ground.errors import ConfigError
+from inferencegym.ground.errors import ConfigError, InferenceGymError
+
+
+class EndpointError(InferenceGymError, OSError):
+    """The model's endpoint cannot be reached or refuses; says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
