@@ -50,12 +50,17 @@ def write_report(
     path: Path | str, runs: Sequence[ReportRun], *, title: str, command: str, context: Mapping[str, str]
 ) -> None:
     """Write the file, whole or not at all."""
+    write_whole(path, page(runs, title=title, command=command, context=context))
+
+
+def write_whole(path: Path | str, text: str) -> None:
+    """Write a text file, whole or not at all; its folder is made."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page(runs, title=title, command=command, context=context))
+            file.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except BaseException:
@@ -69,7 +74,7 @@ def page(runs: Sequence[ReportRun], *, title: str, command: str, context: Mappin
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>Made by <code>{html.escape(command)}</code></p>",
-        _facts(context),
+        facts(context),
         "<h2>Figures</h2>",
         "<p>Best of a row in <strong>bold</strong>. <em>low .. high</em>: the same run with every step faster and slower by the step-time profile's own error.</p>",
         _figures(runs),
@@ -91,16 +96,22 @@ def page(runs: Sequence[ReportRun], *, title: str, command: str, context: Mappin
         "<h2>Settings</h2>",
         _settings(runs),
     ]
+    return framed(title, "".join(body))
+
+
+def framed(title: str, body: str) -> str:
+    """A page of ours around HTML: its style, and nothing from outside."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_CSS}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+        f"<title>{html.escape(title)}</title><style>{_CSS}</style></head><body><main>{body}</main></body></html>\n"
     )
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _facts(context: Mapping[str, str]) -> str:
+def facts(context: Mapping[str, str]) -> str:
+    """Names and values as a list; empty ones left out."""
     rows = "".join(
         f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in context.items() if value
     )

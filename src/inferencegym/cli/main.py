@@ -52,6 +52,10 @@ VERBS = {
         "Serve an OpenAI-compatible API in front of an engine: admission, order, batches, streams, limits.",
         "inferencegym.cli.serve:app",
     ),
+    "conformance": (
+        "Check from outside whether an OpenAI-compatible server behaves as clients and operators may expect.",
+        "inferencegym.cli.conformance:conformance",
+    ),
     "traces": ("Workloads: list, describe, fetch, fit.", "inferencegym.cli.traces:app"),
 }
 

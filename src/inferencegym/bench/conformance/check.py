@@ -65,12 +65,13 @@ class Group:
         self.checks: list[Check] = []
 
     def check(
-        self, name: str, level: Level, sentence: str
+        self, name: str, level: Level
     ) -> Callable[[Callable[[Probe], Awaitable[str | None]]], Callable[[Probe], Awaitable[str | None]]]:
-        """The decorated function is the check called `name`."""
+        """The decorated function is the check called `name`; its docstring is the sentence."""
 
         def add(run: Callable[[Probe], Awaitable[str | None]]) -> Callable[[Probe], Awaitable[str | None]]:
-            self.checks.append(Check(name, self.name, level, sentence, run))
+            assert run.__doc__, f"the check {name} says nothing"
+            self.checks.append(Check(name, self.name, level, run.__doc__.rstrip("."), run))
             return run
 
         return add
