@@ -23,6 +23,7 @@ from inferencegym.runtime.settings import (
     DispatchSettings,
     Key,
     QueueSettings,
+    RecorderSettings,
     ServerSettings,
     ServiceClass,
     Settings,
@@ -33,6 +34,7 @@ PREFIX = "LLM_RUNTIME_"
 #: Sections that stand alone, and those that are lists of named members.
 SECTIONS: Mapping[str, type[Section]] = {
     "server": ServerSettings, "queue": QueueSettings, "admission": AdmissionSettings, "dispatch": DispatchSettings, "shared": SharedSettings,
+    "recorder": RecorderSettings,
 }  # fmt: skip
 LISTS: Mapping[str, type[Section]] = {"keys": Key, "backends": BackendSettings, "classes": ServiceClass}
 #: A flag that names a new member makes one if it says this of it; a class comes from the file only.

@@ -153,6 +153,8 @@ class BackendSettings(Section, frozen=True):
     """vllm: share of the GPU's memory; none: its default."""
     max_model_len: Count | None = None
     """vllm, mock: longest prompt plus answer, tokens; none: the model's."""
+    kv_tokens: Count | None = None
+    """Tokens that its KV memory holds, which the knob kv_budget_fraction is a share of; none: what it says itself, where it does."""
     control_file: str = ""
     """vllm: file through which our scheduler class takes live limits; empty: a temporary one."""
 
@@ -275,6 +277,19 @@ class SharedSettings(Section, frozen=True):
     """Time between attempts to reach a Redis that is gone."""
 
 
+class RecorderSettings(Section, frozen=True):
+    """What is kept of live traffic: times, lengths, tenants and classes of requests that ended, never their content."""
+
+    PATH: ClassVar[str] = "recorder"
+
+    path: str = ""
+    """Folder for Parquet files of Records, each with the Workload that would bring the same traffic again; empty: none are written."""
+    rows_per_file: Annotated[int, Meta(ge=1, le=10_000_000)] = 16_384
+    """Requests in each pair of files."""
+    rotate_s: Seconds = 300.0
+    """Time after which what has ended is written even if it fills no file: what a crash could lose."""
+
+
 class Settings(Section, frozen=True):
     """All settings of the runtime."""
 
@@ -289,6 +304,7 @@ class Settings(Section, frozen=True):
     classes: tuple[ServiceClass, ...] = (ServiceClass("default"),)
     """Service classes; the first one is for requests that name none."""
     shared: SharedSettings = SharedSettings()
+    recorder: RecorderSettings = RecorderSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
