@@ -282,8 +282,8 @@ class RecorderSettings(Section, frozen=True):
 
     PATH: ClassVar[str] = "recorder"
 
-    path: str = ""
-    """Folder for Parquet files of Records, each with the Workload that would bring the same traffic again; empty: none are written."""
+    folder: str = ""
+    """Where to write Parquet files of Records, each with the Workload that would bring the same traffic again; empty: none are written."""
     rows_per_file: Annotated[int, Meta(ge=1, le=10_000_000)] = 16_384
     """Requests in each pair of files."""
     rotate_s: Seconds = 300.0
