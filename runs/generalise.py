@@ -1,4 +1,4 @@
-"""How far learned policies carry: on other tasks, on a GPU and a trace they were not trained on, and with observations that are 1 to 3 windows old.
+"""How far learned policies carry: on other tasks, on a GPU and a trace they were not trained on, and with observations that are 1 to 3 decisions old.
 
 Writes docs/results/generalisation.{json,md}. Policies are the shipped ones, or with --folder the best on validation of each task's trainings
 (FOLDER/TASK-SEED/, as runs/train_all.sh leaves them). Nobody learns anything here: 20 test scenarios each, chosen before.
@@ -55,6 +55,7 @@ class Job:
     where: str
     """The task that is played: a name, NAME@gpu=GPU, or NAME@fit=FIT."""
     delay: int = 0
+    """How old observations are, in decisions: windows on knobs; on paging a tick has several."""
     tell_age: bool = True
 
 
@@ -245,10 +246,10 @@ def _sign(difference: dict[str, float]) -> str:
 
 def _delays(rows: list[dict[str, Any]], surface: str) -> list[str]:
     knobs = surface == "knobs"
-    unit = "windows" if knobs else "ticks"
+    unit = "windows" if knobs else "decisions"
     homes = [name for name in task_names() if any(row["home"] == name for row in rows)]
     lines = [
-        f"### With observations that are {DELAYS[0]} to {DELAYS[-1]} {unit} old", "",
+        f"### With observations that are {DELAYS[0]} to {DELAYS[-1]} {unit} old{_in_ticks(homes)}", "",
         "Mean grade x 100 on its own task; `+` and `-` against best static as above. The whole observation is old"
         + (", the knobs then in force with it, but for the clock; `told`: the column `snapshot_age_s` says so, `not told`: it reads 0, as in training." if knobs else "; the mask is not: the plant refuses what cannot be done now."), "",
     ]  # fmt: skip
@@ -259,6 +260,12 @@ def _delays(rows: list[dict[str, Any]], surface: str) -> list[str]:
         at = {(row["delay"], row["tell_age"]): row for row in rows if row["home"] == row["where"] == home}
         lines.append(f"| {home} | {100 * at[0, True]['static_grade']:.0f} | " + " | ".join(_grade_cell(at.get(way), False) for way in ways) + " |")  # fmt: skip
     return [*lines, ""]
+
+
+def _in_ticks(homes: Sequence[str]) -> str:
+    """How many decisions a tick has, on tasks that have ticks."""
+    counts = {str(rules.decisions_per_tick) for name in homes if (rules := getattr(task(name), "rules", None))}
+    return f" ({' or '.join(sorted(counts))} are a tick)" if counts else ""
 
 
 def _variants(rows: list[dict[str, Any]]) -> list[str]:

@@ -93,7 +93,7 @@ def test_the_run_ends_in_a_page_with_differences_from_the_best_static_of_where_i
     page = (tmp_path / "generalisation.md").read_text()
     assert "| trained on | easy | medium | hard |" in page
     assert "| easy | **" in page
-    assert "1 to 3 ticks old" in page
+    assert "1 to 3 decisions old (2 are a tick)" in page
     assert "GPU" not in page, "a paging task has no other card"
     path = tmp_path / "generalisation.json"
     assert script.kept(path, {"hard"}, 2) == data["rows"], "a later call for another task's policy leaves these"
