@@ -1,11 +1,13 @@
 """Requests that ended, as columns: Parquet files of Records and, beside each, the Workload that would bring the same traffic again.
 
-Appending costs one list append a request; files are written by a thread of their own. Of a request's content nothing is here but its length: tenants
-by name, sessions as numbers that mean nothing outside their file. Times are seconds from the recorder's start, lengths tokens.
+A row is packed into one block of bytes that grows: no object of it stays, so the memory of a crowd that has left is not held in pieces by what was
+written down of it. Files are written by a thread of their own. Of a request's content nothing is here but its length: tenants by name, sessions as
+numbers that mean nothing outside their file. Times are seconds from the recorder's start, lengths tokens.
 """
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
 MOST_TENANTS = 10_000
 _OTHERS = "others"
 _INT16 = (-(1 << 15), (1 << 15) - 1)
+_NO_SESSION = -1
 
-#: A request that ended: the columns of Records in their order, then what only a Workload has: budget, session.
-Row = tuple[Any, ...]
+#: A request that ended: the columns of Records in their order, then what only a Workload has: budget in tokens, and the hash of its session.
+_ROW = np.dtype([*COLUMNS.items(), ("budget", "int32"), ("session", "int64")])
+_PACK = struct.Struct("=" + "".join({"int64": "q", "float64": "d", "int32": "i", "int16": "h", "int8": "b"}[_ROW[name].name] for name in _ROW.names or ()))  # fmt: skip
+Rows = np.ndarray[Any, np.dtype[np.void]]
 
 
 class Journal:
@@ -46,7 +51,7 @@ class Journal:
         """Requests that were let go of because there is no path to write them to."""
         self._path = None if path is None else Path(path)
         self._rows_per_file, self._keep = rows_per_file, keep
-        self._rows: list[Row] = []
+        self._rows = bytearray()
         self._tenants: dict[str, int] = {}
         self._started = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
         self._writer: ThreadPoolExecutor | None = None
@@ -65,20 +70,20 @@ class Journal:
         """One request has ended at `finish_s` of the clock on which the recorder began at `start_s`."""
         ask = me.ask
         priority = ask.priority
-        self._rows.append(
-            (
-                me.row, ask.arrival_s - start_s, me.enqueued_s - start_s, me.scheduled_s - start_s, me.first_s - start_s,
-                finish_s - start_s, me.prompt, me.output, me.cached, me.preemptions, 0, outcome, ask.slo_class,
-                # The formats hold 16 bits (Workload: 0..127); a rank beyond is written as the last there is.
-                min(max(priority, _INT16[0]), _INT16[1]), self._tenant(ask.tenant), me.replica, ask.max_tokens or 0, ask.session,
-            )
+        self._rows += _PACK.pack(
+            me.row, ask.arrival_s - start_s, me.enqueued_s - start_s, me.scheduled_s - start_s, me.first_s - start_s,
+            finish_s - start_s, me.prompt, me.output, me.cached, me.preemptions, 0, outcome, ask.slo_class,
+            # The formats hold 16 bits (Workload: 0..127); a rank beyond is written as the last there is.
+            min(max(priority, _INT16[0]), _INT16[1]), self._tenant(ask.tenant), me.replica, ask.max_tokens or 0,
+            hash(ask.session) if ask.session else _NO_SESSION,
         )  # fmt: skip
         if self._writer is not None:
-            if len(self._rows) >= self._rows_per_file:
+            if len(self._rows) >= self._rows_per_file * _PACK.size:
                 self._rotate()
-        elif len(self._rows) >= 2 * self._keep:
-            self.dropped += len(self._rows) - self._keep
-            del self._rows[: -self._keep]
+        elif len(self._rows) >= 2 * self._keep * _PACK.size:
+            self.dropped += len(self._rows) // _PACK.size - self._keep
+            # A new block, not the old one's end: what it had grown to goes back whole.
+            self._rows = self._rows[-self._keep * _PACK.size :]
 
     def _tenant(self, name: str) -> int:
         known = self._tenants.get(name)
@@ -94,18 +99,21 @@ class Journal:
 
     def records(self) -> Records:
         """The rows in memory, in the order they ended."""
-        return _records(self._rows)
+        return _records(_table(self._rows))
 
     def workload(self) -> Workload:
         """The traffic of the rows in memory, as it arrived. Requests without an answer have 0 output tokens (see `Workload.servable`)."""
         return _workload(
-            self._rows, self.class_names, self.tenant_names(), f"recorded by the gateway started at {self._started}"
+            _table(self._rows),
+            self.class_names,
+            self.tenant_names(),
+            f"recorded by the gateway started at {self._started}",
         )[0]
 
     def _rotate(self) -> None:
         assert self._path is not None, "rows are written where there is a path"
         assert self._writer is not None, "a closed journal takes no rows"
-        rows, self._rows = self._rows, []
+        rows, self._rows = _table(self._rows), bytearray()
         self.files += 1
         for done in [future for future in self._pending if future.done()]:
             self._pending.remove(done)
@@ -134,7 +142,7 @@ def _last_file(folder: Path) -> int:
 
 
 def _write(
-    folder: Path, number: int, rows: list[Row], classes: tuple[str, ...], tenants: tuple[str, ...], source: str
+    folder: Path, number: int, rows: Rows, classes: tuple[str, ...], tenants: tuple[str, ...], source: str
 ) -> None:
     """Both files; record i is of row i of the workload."""
     # Arrow weighs 40 MiB: only who writes files carries it.
@@ -153,37 +161,45 @@ def _write(
     whole_file(folder / f"records-{number:05d}.parquet", lambda file: pq.write_table(table, file, compression="zstd"))
 
 
-def _records(rows: list[Row]) -> Records:
-    if not rows:
-        return Records.of("gateway", arrival_s=[])
-    columns = list(zip(*rows, strict=True))
-    return Records.of("gateway", **{name: np.array(columns[i], COLUMNS[name]) for i, name in enumerate(COLUMNS)})
+def _table(packed: bytearray) -> Rows:
+    """The rows as one record array, a copy."""
+    return np.frombuffer(bytes(packed), _ROW)
+
+
+def _records(rows: Rows) -> Records:
+    return Records.of("gateway", **{name: np.ascontiguousarray(rows[name]) for name in COLUMNS})
+
+
+def _sessions(hashes: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Numbers from 0 in the order in which sessions first ended a request; -1 for none."""
+    known, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    codes = np.full(len(known), -1)
+    named = np.flatnonzero(known != _NO_SESSION)
+    codes[named[np.argsort(first[named])]] = np.arange(len(named))
+    return codes[inverse]
 
 
 def _workload(
-    rows: list[Row], classes: tuple[str, ...], tenants: tuple[str, ...], source: str
+    rows: Rows, classes: tuple[str, ...], tenants: tuple[str, ...], source: str
 ) -> tuple[Workload, np.ndarray[Any, np.dtype[np.int64]]]:
     """The workload of these rows, and their positions in the order of arrival (ties: of admission)."""
-    if not rows:
+    if not len(rows):
         raise InputError("no request has ended yet: there is nothing to write")
     from inferencegym.workload import Workload
 
-    columns = dict(zip((*COLUMNS, "budget", "session"), zip(*rows, strict=True), strict=True))
-    arrival_s = np.maximum(np.array(columns["arrival_s"]), 0.0)
-    order = np.lexsort((np.array(columns["row"]), arrival_s))
-    sessions: dict[str, int] = {"": -1}
-    codes = [sessions.setdefault(name, len(sessions) - 1) for name in columns["session"]]
+    arrival_s = np.maximum(rows["arrival_s"], 0.0)
+    order = np.lexsort((rows["row"], arrival_s))
     made = Workload.of(
         arrival_s=arrival_s[order],
-        prompt_tokens=np.array(columns["prompt_tokens"])[order],
-        output_tokens=np.array(columns["output_tokens"])[order],
-        output_budget_tokens=np.maximum(np.array(columns["budget"]), np.array(columns["output_tokens"]) * (np.array(columns["budget"]) > 0))[order],
-        priority=np.clip(np.array(columns["priority"]), 0, 127)[order],
-        tenant=np.array(columns["tenant"])[order],
+        prompt_tokens=rows["prompt_tokens"][order],
+        output_tokens=rows["output_tokens"][order],
+        output_budget_tokens=np.maximum(rows["budget"], rows["output_tokens"] * (rows["budget"] > 0))[order],
+        priority=np.clip(rows["priority"], 0, 127)[order],
+        tenant=rows["tenant"][order],
         tenant_names=tenants,
-        slo_class=np.array(columns["slo_class"])[order],
+        slo_class=rows["slo_class"][order],
         slo_class_names=classes,
-        session_id=np.array(codes)[order],
+        session_id=_sessions(rows["session"])[order],
         name="recorded",
         source=source,
     )  # fmt: skip

@@ -5,6 +5,8 @@ The bytes stay what they are, for forwarding; only what the gateway counts is de
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from inferencegym.runtime.ports import BackendError, Piece, Usage
@@ -13,6 +15,8 @@ from inferencegym.runtime.ports import BackendError, Piece, Usage
 MAX_EVENT_BYTES = 16 << 20
 
 
+#: How many tokens; what is below or beyond is no count.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 #: What a raw field holds that is not there.
 _NONE = msgspec.Raw(b"null")
 
@@ -33,22 +37,22 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Cached(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
+    cached_tokens: Count | None = None
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
     prompt_tokens_details: _Cached | None = None
 
 
 class Timings(msgspec.Struct, gc=False):
     """What llama.cpp says of one answer: tokens, and milliseconds of computing."""
 
-    cache_n: int = 0
-    prompt_n: int = 0
+    cache_n: Count = 0
+    prompt_n: Count = 0
     prompt_ms: float = 0.0
-    predicted_n: int = 0
+    predicted_n: Count = 0
     predicted_ms: float = 0.0
 
 
