@@ -165,6 +165,7 @@ class App:
             await stream.write(b"".join(parts), more=False)
         finally:
             self.streams.discard(stream)
+            flow.on_fail = None
 
     async def _page(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], call_id: str

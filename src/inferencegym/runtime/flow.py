@@ -86,10 +86,10 @@ class Flow:
         """Whether `next` would return at once, with a piece or the end."""
         return self.over or (self.answer is not None and self.answer.ready())
 
-    def leave(self) -> None:
+    def leave(self, why: str = "client_left") -> None:
         """The client is gone: stop, now, wherever the request is. Idempotent."""
         if not self.over:
-            self._end(Outcome.ABORTED, "client_left")
+            self._end(Outcome.ABORTED, why)
 
     def fail(self, failure: ApiError) -> None:
         """Its time is over, or the gateway stops: end it with this error."""

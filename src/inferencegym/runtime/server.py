@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from inferencegym.ground.errors import ConfigError
 from inferencegym.runtime.app import App
 from inferencegym.runtime.errors import ApiError
+from inferencegym.runtime.housekeeping import Housekeeper
 from inferencegym.runtime.settings import Settings
 from inferencegym.runtime.stream import CONNECTION
 
@@ -37,11 +38,15 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc]
     """uvicorn's, which also tells at once when a client leaves, limits the time for a request's head and between the parts of its body, and speaks our envelope when it hears no HTTP."""
 
     header_timeout_s = 10.0
+    cycle: Any
+    scope: Any
+    headers: Any
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self.gone = False
-        self.on_gone: Callable[[], None] | None = None
+        self.on_gone: Callable[[str], None] | None = None
+        self.stuck_since_s, self.taken = float("inf"), 0
         self._timer: asyncio.TimerHandle | None = None
         self._in_body = False
 
@@ -54,9 +59,13 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc]
         """The client has left, or we closed."""
         self.gone = True
         self._in_time()
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
         if self.on_gone is not None:
-            self.on_gone()
+            self.on_gone("client_left")
+        # Requests that are under way hold what they need. Without these circles all goes with them, and no collector has to come for it.
+        self.cycle = self.scope = self.headers = None
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         """Something came; if it is not the whole request, more must come in time."""
@@ -89,13 +98,19 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc]
 
     def chunk(self, data: bytes) -> bool:
         """Write one chunk of the response that is under way, without the detour by ASGI's messages; False where that has to decide or to wait."""
-        if not self.cycle.chunked_encoding or self.flow.write_paused or self.gone:
+        if self.gone or not self.cycle.chunked_encoding or self.flow.write_paused:
             return False
         self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
     def abort(self) -> None:
         """Close, whatever is still to be written."""
+        self.transport.abort()
+
+    def give_up(self) -> None:
+        """Close: the client takes nothing of what was written."""
+        if self.on_gone is not None:
+            self.on_gone("client_stalled")
         self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
@@ -147,11 +162,14 @@ class Server(uvicorn.Server):  # type: ignore[misc]
     async def _serve(self, sockets: Any = None) -> None:
         """From the first socket to the last answer. Raises what kept the backends from starting."""
         loop = self._loop = asyncio.get_running_loop()
+        keeper = Housekeeper(self.server_state.connections, self.app.gateway.clock, self._settings.write_timeout_s)
+        keeper.start()
         starting = loop.create_task(self.app.gateway.start())
         starting.add_done_callback(self._started)
         try:
             await super()._serve(sockets)
         finally:
+            keeper.stop()
             if not starting.done():
                 starting.cancel()
                 await asyncio.wait([starting])

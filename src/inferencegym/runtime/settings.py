@@ -39,6 +39,8 @@ class ServerSettings(Section, frozen=True):
     """Largest request body; more is answered 413."""
     header_timeout_s: Seconds = 10.0
     """Time to send a request's head."""
+    write_timeout_s: Seconds = 30.0
+    """A client that takes nothing of what waits for it, for so long, is cut off; who reads slowly is not."""
     drain_timeout_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     """Time that requests under way get after SIGTERM."""
     keepalive_comment_s: Seconds = 15.0

@@ -21,8 +21,8 @@ class Connection(Protocol):
     """What our HTTP protocol tells beyond ASGI, found in the scope under `CONNECTION`."""
 
     gone: bool
-    on_gone: Callable[[], None] | None
-    """Called when the client has closed its connection."""
+    on_gone: Callable[[str], None] | None
+    """Called when the connection is over, with why: `client_left`, or `client_stalled` if the client took nothing for too long."""
 
     def chunk(self, data: bytes) -> bool:
         """Write a part of a response that has begun; False: it must go by `send`."""
