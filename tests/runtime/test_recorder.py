@@ -15,7 +15,7 @@ from inferencegym.ground.rng import stream
 from inferencegym.metrics.itl import ItlHistogram, bins_of
 from inferencegym.metrics.record import Outcome, Records
 from inferencegym.runtime.errors import ApiError
-from inferencegym.runtime.histogram import BUCKETS_S, Histogram
+from inferencegym.runtime.histogram import BUCKETS_S, Histogram, cumulative
 from inferencegym.runtime.ports import Usage
 from inferencegym.runtime.recorder import MOST_REASONS, Recorder
 from inferencegym.runtime.settings import QueueSettings, ServiceClass, Settings
@@ -46,7 +46,7 @@ def test_the_histogram_counts_as_the_engines_does():
     ps = np.rint(seconds * 1e12).astype(np.int64)
     assert live.frozen().counts.tolist() == np.bincount(bins_of(ps), minlength=2048).tolist()
     assert live.sum_ps == sum(ps.tolist())
-    counts = live.cumulative()
+    counts = cumulative(live.frozen())
     assert counts == [int((seconds < end).sum()) for end in BUCKETS_S] + [len(seconds)]
     assert list(BUCKETS_S) == sorted(BUCKETS_S)
 

@@ -2,24 +2,28 @@
 
 Nothing is counted here: the recorder's histograms and the gateway's counters are written out when somebody asks, so a request pays nothing for it.
 (prometheus-client would count each observation again, some microseconds a request.) Labels are classes, reasons, backends and GPUs: few, and capped.
+With several workers any of them tells what all have counted (`siblings`).
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from inferencegym.metrics.itl import ItlHistogram
 from inferencegym.metrics.record import Outcome
 from inferencegym.metrics.summary import PERCENTILES
-from inferencegym.metrics.vocabulary import Metric, metric
+from inferencegym.metrics.vocabulary import metric
 from inferencegym.runtime.gateway import Gateway
 from inferencegym.runtime.gpu import Gpu, GpuReader
-from inferencegym.runtime.histogram import BUCKETS_S, Histogram
-from inferencegym.runtime.ports import Backend, Load
-from inferencegym.runtime.recorder import ClassFigures, Figures, Mark
+from inferencegym.runtime.histogram import Histogram
+from inferencegym.runtime.ports import Load
+from inferencegym.runtime.promtext import Text
+from inferencegym.runtime.recorder import ClassFigures, Mark
+from inferencegym.runtime.told import Engine, Now, Reasons, Told, Window, together
 
 #: Service classes that get a label of their own; the others are `other` together.
 MOST_CLASSES = 64
@@ -27,60 +31,86 @@ MOST_CLASSES = 64
 WINDOW_S = 60.0
 _MARKS = 12
 
-Labels = Mapping[str, str]
 _LATENCIES: Mapping[str, Callable[[ClassFigures], Histogram]] = {
     "queue_s": lambda f: f.queue, "ttft_s": lambda f: f.ttft, "itl_s": lambda f: f.itl, "tpot_s": lambda f: f.tpot, "e2e_s": lambda f: f.e2e,
 }  # fmt: skip
+#: Counters that a backend may have.
+_ENGINES = ("steps", "swaps", "evicted_blocks", "drafted", "accepted")
+
+
+class Others(Protocol):
+    """The other workers of the same server."""
+
+    def all_told(self) -> list[Told]:
+        """What each has told, this one included."""
 
 
 class Exporter:
-    """The figures of one gateway."""
+    """The figures of one gateway, or of all workers together."""
 
     def __init__(self, gateway: Gateway, gpu: GpuReader | None = None) -> None:
         self._gateway = gateway
         self._gpu = gpu or GpuReader()
         self._marks: deque[Mark] = deque([gateway.recorder.mark()], maxlen=_MARKS)
+        self._mock = {one.name for one in gateway.settings.backends if one.kind == "mock"}
+        self.others: Others | None = None
+        """Where there are several workers."""
 
     # --- what there is ---------------------------------------------------------------------------------------------------
 
-    def _window(self) -> Figures:
+    def told(self) -> Told:
+        """This gateway alone, now."""
+        recorder = self._gateway.recorder
+        return Told(os.getpid(), self._now(), self._engines(), self._counters(), self._reasons(), {
+            name: {label: _together([pick(f) for f in figures]) for label, figures in self._classes(recorder.figures)}
+            for name, pick in _LATENCIES.items()
+        })  # fmt: skip
+
+    def _all(self) -> Told:
+        return self.told() if self.others is None else together(self.others.all_told())
+
+    def _now(self) -> Now:
+        gateway = self._gateway
+        waiting = gateway.recorder.waiting()
+        tallies = self._classes(gateway.admission.by_class)
+        return Now(
+            waiting=gateway.waiting(),
+            oldest_wait_s=gateway.clock() - waiting[0].ask.arrival_s if waiting else 0.0,
+            waiting_prompt_tokens=sum(me.ask.prompt_tokens for me in waiting),
+            kv_tokens_in_flight=gateway.dispatcher.kv_tokens,
+            by_class={label: sum(tally.requests for tally in some) for label, some in tallies},
+            window=self._window(),
+            shared_up=None if gateway.shared is None else gateway.shared.up,
+        )
+
+    def _window(self) -> Window:
         """The figures of about the last minute; several may ask, as often as they like."""
         recorder, marks = self._gateway.recorder, self._marks
         while len(marks) > 1 and marks[1].at_s <= recorder.clock() - WINDOW_S:
             marks.popleft()
-        figures, now = recorder.since(marks[0])
+        seen, now = recorder.since(marks[0])
         if now.at_s - marks[-1].at_s >= WINDOW_S / (_MARKS - 2):
             marks.append(now)
-        return figures
+        good_rps = seen.good / seen.span_s if seen.span_s > 0 else 0.0
+        return Window(
+            seen.span_s, seen.arrivals, seen.finished, seen.emitted_tokens, good_rps, seen.decided, seen.met, seen.ttft, seen.itl
+        )  # fmt: skip
 
-    def _loads(self) -> list[tuple[Backend, Load]]:
-        return [(backend, backend.load()) for backend in self._gateway.pool.backends]
-
-    def _gauges(self) -> dict[str, float]:
-        """Gauges without labels, by metric name; those that are not known are left out."""
-        gateway, window = self._gateway, self._window()
-        loads = [load for _, load in self._loads()]
-        waiting = gateway.recorder.waiting()
-        used = [load.kv_used_fraction for load in loads if not math.isnan(load.kv_used_fraction)]
-        drafted, accepted = _more(loads, "drafted"), _more(loads, "accepted")
-        gauges = {
-            "running_mean": sum(s.used if math.isnan(x.running) else x.running for s, x in zip(gateway.dispatcher.seats, loads, strict=True)),
-            "waiting_mean": gateway.waiting() + sum(load.waiting for load in loads if not math.isnan(load.waiting)),
-            "goodput_rps": window.good / window.span_s if window.span_s > 0 else 0.0,
-            "slo_attainment": window.slo_compliance,
-            "oldest_wait_s": gateway.clock() - waiting[0].ask.arrival_s if waiting else 0.0,
-            "waiting_prompt_tokens": float(sum(me.ask.prompt_tokens for me in waiting)),
-            "kv_tokens_in_flight": float(gateway.dispatcher.kv_tokens),
-            "kv_used_mean": sum(used) / len(used) if used else math.nan,
-            "spec_acceptance_fraction": accepted / drafted if drafted else math.nan,
-        }  # fmt: skip
-        return {name: value for name, value in gauges.items() if not math.isnan(value)}
+    def _engines(self) -> dict[str, Engine]:
+        found = {}
+        for seat in self._gateway.dispatcher.seats:
+            backend = seat.backend
+            load: Load = backend.load()
+            more = {name: load.more[name] for name in _ENGINES if name in load.more}
+            found[backend.name] = Engine(
+                backend.name in self._mock, seat.used, self._gateway.pool.usable(backend), _known(load.running), _known(load.waiting),
+                _known(load.kv_used_fraction), _known(load.preemptions), more,
+            )  # fmt: skip
+        return found
 
     def _counters(self) -> dict[str, float]:
-        """Counters without labels, by metric name."""
-        recorder, loads = self._gateway.recorder, [load for _, load in self._loads()]
+        recorder, shared = self._gateway.recorder, self._gateway.shared
         figures = recorder.figures
-        told = [load.preemptions for load in loads if not math.isnan(load.preemptions)]
         counters: dict[str, float] = {
             "requests": sum(recorder.outcomes.values()),
             "prompt_tokens": sum(f.prompt_tokens for f in figures),
@@ -88,70 +118,69 @@ class Exporter:
             "cached_tokens": recorder.cached_tokens,
             "retries": self._gateway.retries,
         }
-        if told:
-            counters["preemptions"] = sum(told)
-        for name in ("steps", "swaps", "evicted_blocks", "drafted", "accepted"):
-            if any(name in load.more for load in loads):
-                counters[name] = _more(loads, name)
+        if shared is not None:
+            counters |= {"shared_failures": shared.failures, "shared_local": shared.local}
         return counters
 
-    def _by_reason(self) -> dict[str, dict[str, int]]:
-        """Counters by reason: outcomes, and why requests were let go."""
+    def _reasons(self) -> Reasons:
+        """Counters by reason: outcomes, refusals, and why requests were let go."""
         dispatcher = self._gateway.dispatcher
-        counts: dict[str, dict[str, int]] = {outcome.name.lower(): {} for outcome in Outcome}
+        counts: Reasons = {outcome.name.lower(): {} for outcome in Outcome}
         for (outcome, reason), count in self._gateway.recorder.outcomes.items():
             counts[outcome][reason] = count
-        return counts | {"released": dict(dispatcher.released), "batches": dict(dispatcher.batches)}
-
-    def _backends(self) -> dict[str, dict[str, float]]:
-        gateway = self._gateway
-        return {
-            seat.backend.name: {
-                "backend_in_flight": float(seat.used),
-                "backend_up": float(gateway.pool.usable(seat.backend)),
-            }
-            for seat in gateway.dispatcher.seats
+        return counts | {
+            "refused": dict(self._gateway.admission.refused),
+            "released": dict(dispatcher.released),
+            "batches": dict(dispatcher.batches),
         }
 
-    def _histograms(self) -> Iterable[tuple[str, Callable[[ClassFigures], Histogram]]]:
-        return _LATENCIES.items()
-
-    def _classes(self) -> list[tuple[str, list[ClassFigures]]]:
-        recorder = self._gateway.recorder
-        named = [(c.name, [f]) for c, f in zip(recorder.classes, recorder.figures, strict=True)]
-        rest = [f for _, figures in named[MOST_CLASSES:] for f in figures]
+    def _classes(self, each: list[Any]) -> list[tuple[str, list[Any]]]:
+        """What there is of each class, by the class's label."""
+        named = [(c.name, [one]) for c, one in zip(self._gateway.recorder.classes, each, strict=True)]
+        rest = [one for _, some in named[MOST_CLASSES:] for one in some]
         return [*named[:MOST_CLASSES], ("other", rest)] if rest else named
 
     # --- Prometheus ------------------------------------------------------------------------------------------------------
 
     def prometheus(self) -> str:
         """All of it in Prometheus' text format 0.0.4: our names first, then vLLM's for dashboards and pickers made for vLLM."""
-        text = Text()
+        text, told = Text(), self._all()
         model = self._gateway.pool.models()
         of_model = {"model_name": model[0] if len(model) == 1 else "all"}
-        for name, pick in self._histograms():
+        for name, by_class in told.latencies.items():
             about = metric(name)
-            per_class = [({"class": label}, Counted.of(pick(f) for f in figures)) for label, figures in self._classes()]
-            text.histogram(about, about.prometheus, per_class)
-            text.histogram(about, about.vllm, [(of_model, Counted.added(counted for _, counted in per_class))])
-        for kind, plain in (("gauge", self._gauges()), ("counter", self._counters())):
+            text.histogram(about, about.prometheus, [({"class": label}, h) for label, h in by_class.items()])
+            text.histogram(about, about.vllm, [(of_model, sum(by_class.values(), ItlHistogram()))])
+        for kind, plain in (("gauge", gauges(told)), ("counter", counters(told))):
             for name, value in plain.items():
                 about = metric(name)
                 text.metric(about, about.prometheus, kind, [({}, value)])
                 text.metric(about, about.vllm, kind, [(of_model, value)])
-        for name, reasons in self._by_reason().items():
+        for name, reasons in told.reasons.items():
             about = metric(name)
             text.metric(
                 about, about.prometheus, "counter", [({"reason": r} if r else {}, n) for r, n in reasons.items()]
             )
-            text.metric(about, about.vllm, "counter", [(of_model, float(sum(reasons.values())))])
-        for name in ("backend_in_flight", "backend_up"):
+        self._success(text, told.reasons, of_model)
+        for name, label, values in labelled(told):
             about = metric(name)
-            text.metric(
-                about, about.prometheus, "gauge", [({"backend": b}, f[name]) for b, f in self._backends().items()]
-            )
+            text.metric(about, about.prometheus, "gauge", [({label: of}, value) for of, value in values.items()])
         self._gpu_text(text)
         return text.whole()
+
+    @staticmethod
+    def _success(text: Text, reasons: Reasons, of_model: Mapping[str, str]) -> None:
+        """vLLM counts every request that it took, by why it ended."""
+        about, ok = metric("ok"), reasons["ok"]
+        ended = {
+            "stop": sum(ok.values()) - ok.get("length", 0),
+            "length": ok.get("length", 0),
+            "abort": sum(reasons["aborted"].values()),
+            "error": sum(reasons["failed"].values()),
+        }
+        text.metric(
+            about, about.vllm, "counter", [({**of_model, "finished_reason": why}, n) for why, n in ended.items()]
+        )
 
     def _gpu_text(self, text: Text) -> None:
         gpus = self._gpu.look()
@@ -166,104 +195,86 @@ class Exporter:
 
     def json(self) -> dict[str, Any]:
         """The same as an object: names of the vocabulary, seconds and shares, None for what does not exist."""
-        gpus = self._gpu.look()
-        window = self._window()
-        figures = self._gateway.recorder.figures
-        latencies = {
-            name: _percentiles(sum((pick(f).frozen() for f in figures), ItlHistogram())) for name, pick in self._histograms()
-        }  # fmt: skip
+        gpus, told = self._gpu.look(), self._all()
+        assert told.now is not None, "who is asked runs"
+        window = told.now.window
         return {
             "window": {
-                "span_s": window.span_s, "arrivals": window.arrivals, "finished": window.finished, "output_tokens": window.emitted_tokens,
-                "slo_attainment": window.slo_compliance, "ttft_s": _percentiles(window.ttft), "itl_s": _percentiles(window.itl),
+                "span_s": window.span_s, "arrivals": window.arrivals, "finished": window.finished, "output_tokens": window.output_tokens,
+                "slo_attainment": _share(window), "ttft_s": _percentiles(window.ttft), "itl_s": _percentiles(window.itl),
             },
-            "gauges": self._gauges(),
-            "counters": self._counters(),
-            "by_reason": self._by_reason(),
-            "latencies": latencies,
-            "backends": self._backends(),
+            "gauges": gauges(told),
+            "counters": counters(told),
+            "by_reason": told.reasons,
+            "classes": told.now.by_class,
+            "latencies": {name: _percentiles(sum(of.values(), ItlHistogram())) for name, of in told.latencies.items()},
+            "backends": {
+                name: {"backend_in_flight": float(engine.in_flight), "backend_up": float(engine.up)} for name, engine in told.engines.items()
+            },
             "gpus": [_told(gpu) for gpu in gpus],
             "gpu_telemetry": self._gpu.problem or "nvidia-smi",
         }  # fmt: skip
 
 
-class Counted(NamedTuple):
-    """A histogram as Prometheus is told it."""
-
-    counts: list[int]
-    """Durations below each bucket's end, and in all."""
-    sum_s: float
-
-    @classmethod
-    def of(cls, histograms: Iterable[Histogram]) -> Counted:
-        """These histograms together."""
-        return cls.added(cls(h.cumulative(), h.sum_s) for h in histograms)
-
-    @classmethod
-    def added(cls, parts: Iterable[Counted]) -> Counted:
-        """All of these together."""
-        listed = list(parts)
-        if len(listed) == 1:
-            return listed[0]
-        return cls(
-            [sum(column) for column in zip(*(p.counts for p in listed), strict=True)], sum(p.sum_s for p in listed)
-        )
-
-
-class Text:
-    """Lines of Prometheus' text format. A family without samples is left out."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    def whole(self) -> str:
-        """The page."""
-        return "\n".join(self._lines) + "\n"
-
-    def metric(self, about: Metric, series: str, kind: str, samples: Iterable[tuple[Labels, float]]) -> None:
-        """A gauge or a counter."""
-        lines = [f"{series}{_labels(labels)} {_number(value)}" for labels, value in samples]
-        if series and lines:
-            self._head(about, series, kind)
-            self._lines += lines
-
-    def histogram(self, about: Metric, series: str, samples: Iterable[tuple[Labels, Counted]]) -> None:
-        """A histogram."""
-        if not series:
-            return
-        self._head(about, series, "histogram")
-        for labels, counted in samples:
-            inside = _labels(labels)
-            begin = f"{series}_bucket{inside[:-1]}," if inside else f"{series}_bucket{{"
-            self._lines += [f"{begin}{end} {count}" for end, count in zip(_ENDS, counted.counts, strict=True)]
-            self._lines.append(f"{series}_sum{inside} {_number(counted.sum_s)}")
-            self._lines.append(f"{series}_count{inside} {counted.counts[-1]}")
-
-    def _head(self, about: Metric, series: str, kind: str) -> None:
-        self._lines += [f"# HELP {series} {about.description}", f"# TYPE {series} {kind}"]
+def gauges(told: Told) -> dict[str, float]:
+    """Gauges without labels, by metric name; those that are not known are left out."""
+    now, engines = told.now, told.engines.values()
+    assert now is not None, "who is asked runs"
+    used = [engine.kv_used for engine in engines if engine.kv_used is not None]
+    drafted, accepted = (sum(engine.more.get(name, 0.0) for engine in engines) for name in ("drafted", "accepted"))
+    found: dict[str, float | None] = {
+        "running_mean": float(sum(e.in_flight if e.running is None else e.running for e in engines)),
+        "waiting_mean": now.waiting + sum(e.waiting or 0.0 for e in engines),
+        "goodput_rps": now.window.good_rps,
+        "slo_attainment": _share(now.window),
+        "oldest_wait_s": now.oldest_wait_s,
+        "waiting_prompt_tokens": float(now.waiting_prompt_tokens),
+        "kv_tokens_in_flight": float(now.kv_tokens_in_flight),
+        "workers": float(told.workers),
+        "kv_used_mean": sum(used) / len(used) if used else None,
+        "spec_acceptance_fraction": accepted / drafted if drafted else None,
+        "shared_up": None if now.shared_up is None else float(now.shared_up),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
-_ENDS = (*(f'le="{end!r}"}}' for end in BUCKETS_S), 'le="+Inf"}')
+def counters(told: Told) -> dict[str, float]:
+    """Counters without labels, by metric name."""
+    engines = told.engines.values()
+    preempted = [engine.preemptions for engine in engines if engine.preemptions is not None]
+    found = dict(told.counters)
+    if preempted:
+        found["preemptions"] = sum(preempted)
+    for name in _ENGINES:
+        if any(name in engine.more for engine in engines):
+            found[name] = sum(engine.more.get(name, 0.0) for engine in engines)
+    return found
+
+
+def labelled(told: Told) -> list[tuple[str, str, dict[str, float]]]:
+    """Gauges with a label: metric name, label, value by label."""
+    assert told.now is not None, "who is asked runs"
+    return [
+        ("class_waiting", "class", dict(told.now.by_class)),
+        ("backend_in_flight", "backend", {name: float(engine.in_flight) for name, engine in told.engines.items()}),
+        ("backend_up", "backend", {name: float(engine.up) for name, engine in told.engines.items()}),
+    ]
+
+
 _GPU_FIELDS = ("busy_fraction", "memory_used_bytes", "memory_bytes", "power_w", "temperature_c")
 
 
-def _labels(labels: Labels) -> str:
-    if not labels:
-        return ""
-    inside = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
-    return "{" + inside + "}"
+def _together(histograms: list[Histogram]) -> ItlHistogram:
+    first, *rest = (histogram.frozen() for histogram in histograms)
+    return sum(rest, first)
 
 
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+def _share(window: Window) -> float:
+    return window.met / window.decided if window.decided else 1.0
 
 
-def _number(value: float) -> str:
-    return repr(int(value)) if value == int(value) else repr(float(value))
-
-
-def _more(loads: Iterable[Load], name: str) -> float:
-    return sum(load.more.get(name, 0.0) for load in loads)
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def _percentiles(histogram: ItlHistogram) -> dict[str, float | None]:

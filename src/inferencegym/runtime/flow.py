@@ -32,7 +32,7 @@ _OURS = {401, 403, 407}
 class Flow:
     """A request under way. `next` until it gives None; `leave` when nobody reads any more."""
 
-    __slots__ = ("_gateway", "_patience", "_timer", "_waiter", "answer", "ask", "code", "dispatched_s", "enqueued_s", "failure", "finish_s", "first_s",
+    __slots__ = ("_gateway", "_patience", "_timer", "_waiter", "answer", "ask", "code", "dispatched_s", "enqueued_s", "failure", "finish_reason", "finish_s", "first_s",
                  "lane", "on_fail", "outcome", "output_tokens", "over", "seat", "tried", "usage")  # fmt: skip
 
     def __init__(self, gateway: Gateway, ask: Ask, lane: Lane) -> None:
@@ -45,6 +45,8 @@ class Flow:
         self.code = ""
         """Why it ended, where it did not end well."""
         self.failure: ApiError | None = None
+        self.finish_reason = ""
+        """Why the backend says that the answer ended: stop, length, ..."""
         self.usage: Usage | None = None
         """Tokens as the backend counted them."""
         self.output_tokens = 0
@@ -152,6 +154,8 @@ class Flow:
             self.first_s = gateway.clock()
             gateway.recorder.scheduled(ask, answer.scheduled_s, self.seat.number if self.seat else 0)
             gateway.admission.first_token(ask, gateway.dispatcher.in_flight)
+        if piece.finish_reason is not None:
+            self.finish_reason = piece.finish_reason
         if piece.usage is not None:
             self.usage = piece.usage
         if piece.tokens:

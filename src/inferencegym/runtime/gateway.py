@@ -177,7 +177,11 @@ class Gateway:
         """A flow ended, and tells so itself: write it down."""
         assert flow.outcome is not None, "a flow that ended has an outcome"
         del self._flows[flow.ask]
-        self.recorder.finish(flow.ask, flow.outcome, flow.usage, reason=flow.code)
+        usage = flow.usage
+        self.recorder.finish(
+            flow.ask, flow.outcome, usage, reason=flow.finish_reason if flow.outcome is Outcome.OK else flow.code,
+            preemptions=0 if usage is None else usage.preemptions,
+        )  # fmt: skip
         self.admission.release(
             flow.ask, flow.usage_now().completion_tokens, in_flight=self.dispatcher.in_flight, whole=flow.outcome is Outcome.OK
         )  # fmt: skip

@@ -15,10 +15,13 @@ _LAST = BINS - 1
 
 #: Upper ends of the buckets that Prometheus is shown, s: 2^k and 1.5 * 2^k picoseconds, which are ends of bins, from 1.07 ms to 106 s.
 BUCKETS_S: tuple[float, ...] = tuple(part * (1 << octave) / PS_PER_S / 2 for octave in range(30, 47) for part in (2, 3))
-_BUCKET_BINS = tuple(
-    BINS_AN_OCTAVE * (octave - FIRST_OCTAVE) + (part - 2) * BINS_AN_OCTAVE // 2
-    for octave in range(30, 47)
-    for part in (2, 3)
+#: The last bin below each of these ends.
+_LAST_BINS = np.array(
+    [
+        BINS_AN_OCTAVE * (octave - FIRST_OCTAVE) + (part - 2) * BINS_AN_OCTAVE // 2 - 1
+        for octave in range(30, 47)
+        for part in (2, 3)
+    ]
 )
 
 
@@ -53,11 +56,8 @@ class Histogram:
         """As things stand now; two of these subtract to a window's."""
         return ItlHistogram(np.array(self._counts, dtype=np.int64), self.sum_ps, self.count)
 
-    def cumulative(self) -> list[int]:
-        """How many durations lie below each of BUCKETS_S, and in all."""
-        counts, upto, start = [], 0, 0
-        for end in _BUCKET_BINS:
-            upto += sum(self._counts[start:end])
-            counts.append(upto)
-            start = end
-        return [*counts, self.count]
+
+def cumulative(histogram: ItlHistogram) -> list[int]:
+    """How many durations lie below each of BUCKETS_S, and in all."""
+    upto = np.cumsum(histogram.counts)
+    return [*upto[_LAST_BINS].tolist(), histogram.count]

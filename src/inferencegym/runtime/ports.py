@@ -102,6 +102,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    preemptions: int = 0
+    """Times it had to make room for another."""
 
 
 class Answer(Protocol):
@@ -146,6 +148,8 @@ class Capabilities:
     knobs: frozenset[str] = frozenset()
     """Which of `decision.knobs.LEVERS` it can turn itself."""
     max_model_len: int | None = None
+    kv_tokens: int | None = None
+    """Tokens whose keys and values it holds at once; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)

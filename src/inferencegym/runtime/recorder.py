@@ -106,6 +106,10 @@ class Figures:
     preemptions: int
     slo_compliance: float
     """First tokens within their class's objective, of those that came or are overdue; 1 if there is none."""
+    decided: int
+    """Those that came, are overdue, or will never come."""
+    met: int
+    """Those within the objective."""
     vip_slo_compliance: float
     """The same of the most urgent class."""
 
@@ -286,6 +290,8 @@ class Recorder:
             good=end.good - start.good,
             preemptions=end.preemptions - start.preemptions,
             slo_compliance=_share(sum(met), sum(decided)),
+            decided=sum(decided),
+            met=sum(met),
             vip_slo_compliance=1.0 if vip is None else _share(met[vip], decided[vip]),
         )
         return figures, end

@@ -99,7 +99,7 @@ class MockAnswer:
         if end is None:
             return Piece(text, count)
         self._over = True
-        usage = Usage(self.ask.prompt_tokens, end.output_tokens, end.cached_tokens)
+        usage = Usage(self.ask.prompt_tokens, end.output_tokens, end.cached_tokens, end.preemptions)
         return Piece(text, count, finish_reason="length" if self.cut else "stop", usage=usage)
 
     # --- the backend -----------------------------------------------------------------------------------------------------
