@@ -48,6 +48,8 @@ class Plan:
     """Share of requests whose client leaves before the end."""
     hang_up_after_s: float = 0.5
     seed: int = 0
+    same_prompts: bool = False
+    """Send the texts that any run of this seed sends; else nothing is in a server's prefix cache from an earlier run."""
 
     def __post_init__(self) -> None:
         if self.concurrency is not None and self.concurrency < 1:
@@ -91,13 +93,13 @@ class _Run:
         self.due = np.full(self.n, np.nan)
         self.seen: list[Seen | None] = [None] * self.n
         self.ids = [""] * self.n
-        self.prompts = Prompts(plan.workload, plan.seed)
+        # One prefix a run, so that ids are told apart in a server's log.
+        self.name = uuid.uuid4().hex[:8]
+        self.prompts = Prompts(plan.workload, plan.seed, "" if plan.same_prompts else self.name)
         self.leaves = stream(plan.seed, "bench.hang_up").random(self.n) < plan.hang_up_share
         self.followers: dict[int, list[int]] = {}
         self.done = self.under_way = 0
         self.seats = asyncio.Semaphore(plan.concurrency or plan.most_in_flight)
-        # One prefix a run, so that ids are told apart in a server's log.
-        self.name = uuid.uuid4().hex[:8]
 
     async def all(self) -> LoadResult:
         loop = asyncio.get_running_loop()

@@ -26,10 +26,11 @@ _REMEMBERED = 4096
 
 
 class Prompts:
-    """Texts for the rows of a workload; the same seed gives the same texts."""
+    """Texts for the rows of a workload; the same seed and salt give the same texts."""
 
-    def __init__(self, workload: Workload, seed: int = 0) -> None:
-        self._workload, self._seed = workload, seed
+    def __init__(self, workload: Workload, seed: int = 0, salt: str = "") -> None:
+        """`salt`: another one gives texts that share nothing with those a server may still have in its cache."""
+        self._workload, self._seed, self._salt = workload, seed, salt
         self._blocks: dict[int, str] = {}
 
     def text(self, row: int) -> str:
@@ -54,5 +55,5 @@ class Prompts:
         return found
 
     def _words(self, name: str, count: int) -> str:
-        drawn = stream(self._seed, name).integers(0, len(WORDS), count)
+        drawn = stream(self._seed, name + self._salt).integers(0, len(WORDS), count)
         return " ".join([WORDS[i] for i in drawn.tolist()])

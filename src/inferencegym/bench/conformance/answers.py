@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import aiohttp
+
 from inferencegym.bench.conformance.check import MUST, SHOULD, Group, expect
 from inferencegym.bench.conformance.talk import CHAT, COMPLETIONS, MODELS, Probe, Stream, text_of
 
@@ -254,12 +256,20 @@ async def stream_refused(probe: Probe) -> None:
 
 
 @GROUP.check("connection-kept", SHOULD)
-async def connection_kept(probe: Probe) -> None:
-    """A connection is used again, also after an error."""
-    for body in (probe.chat(), {}, probe.chat()):
-        answer = await probe.post(body, CHAT)
-        expect(
-            answer.headers.get("connection", "").lower() != "close",
-            f"connection: close after {answer.status}",
-            "keep-alive",
-        )
+async def connection_kept(probe: Probe) -> str:
+    """A connection is used again after an answer, an error and a stream."""
+    opened = 0
+
+    async def count(*_: object) -> None:
+        nonlocal opened
+        opened += 1
+
+    traced = aiohttp.TraceConfig()
+    traced.on_connection_create_start.append(count)
+    bodies: tuple[dict[str, Any], ...] = (probe.chat(), {}, probe.chat(stream=True), probe.chat())
+    async with aiohttp.ClientSession(headers=probe.session.headers, trace_configs=[traced]) as session:
+        for body in bodies:
+            async with session.post(probe.asked.url + CHAT, json=body) as answer:
+                await answer.read()
+    expect(opened == 1, f"{opened} connections for {len(bodies)} requests", "1")
+    return f"1 for {len(bodies)} requests"

@@ -52,7 +52,7 @@ async def run(
                     "--upstream", f"port {upstream_port}: {error.strerror}", allowed="a free port"
                 ) from error
         session = await stack.enter_async_context(
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers, timeout=aiohttp.ClientTimeout(total=None))
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), headers=headers, timeout=aiohttp.ClientTimeout(total=None))
         )  # fmt: skip
         probe = Probe(asked, asked.model, session, upstream)
         probe.model = asked.model or await _first_model(probe)

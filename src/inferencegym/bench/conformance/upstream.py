@@ -296,7 +296,7 @@ class MarkedUpstream(Upstream):
         if not isinstance(body.get(needed), kind):
             return 400, f"{needed} is missing or of a wrong type", needed, "invalid_value"
         for name in self.CANNOT:
-            if body.get(name) not in (None, False, 1):
+            if body.get(name) not in (None, False) and (name, body[name]) != ("n", 1):
                 return 400, f"{name} is not supported", name, "unsupported_parameter"
         return None
 
