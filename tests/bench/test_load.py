@@ -138,6 +138,15 @@ def test_equal_prefix_ids_are_equal_text():
     assert Prompts(work, seed=1).text(0) != Prompts(work, seed=0).text(0)
 
 
+def test_runs_share_no_prompt_unless_asked_to(server):
+    work = synthetic(requests=1, rate_rps=None, prompt_tokens=20, output_tokens=1)
+    for same in (False, False, True, True):
+        load(server, Plan(work, concurrency=1, same_prompts=same))
+    texts = [body["messages"][0]["content"] for body in server.bodies]
+    assert len(set(texts)) == 3
+    assert texts[2] == texts[3]
+
+
 def test_synthetic_arrivals_have_the_rate_and_the_burstiness():
     for burstiness in (0.0, 1.0, 4.0):
         work = synthetic(requests=4000, rate_rps=5.0, prompt_tokens=1, output_tokens=1, burstiness=burstiness)

@@ -67,6 +67,9 @@ def load(
     slo_tpot_ms: Annotated[float, typer.Option(help="Objective for the time per output token.")] = 50.0,
     key_env: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "OPENAI_API_KEY",
     seed: Annotated[int, typer.Option(help="Seed of arrivals, prompts and cancellations.")] = 0,
+    same_prompts: Annotated[
+        bool, typer.Option(help="Send what any run of this seed sends, even if a server has it in its prefix cache.")
+    ] = False,
     save: Annotated[Path | None, typer.Option(help="Folder to keep the runs in (Parquet and JSON).")] = None,
     compare: Annotated[Path | None, typer.Option(help="Folder of an earlier run to stand beside this one.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
@@ -79,7 +82,7 @@ def load(
         raise ConfigError("--concurrency", "is given beside --rate", allowed="one of the two")
     before = [] if compare is None else read_kept(compare)
     slo = Slo(ttft_s=slo_ttft_ms / 1000, tpot_s=slo_tpot_ms / 1000)
-    plans = _plans(trace, duration, rate, concurrency, requests, prompt_tokens, output_tokens, burstiness, warmup, max_in_flight, cancel, cancel_after, seed)  # fmt: skip
+    plans = _plans(trace, duration, rate, concurrency, requests, prompt_tokens, output_tokens, burstiness, warmup, max_in_flight, cancel, cancel_after, seed, same_prompts)  # fmt: skip
     target = Target(
         url=url, model=model or "", endpoint=endpoint, api_key=os.environ.get(key_env, ""), timeout_s=timeout, extra={"ignore_eos": True} if ignore_eos else {},
     )  # fmt: skip
@@ -106,7 +109,7 @@ def load(
 
 def _plans(
     trace: str | None, duration_s: float | None, rate: str | None, concurrency: str | None, requests: int, prompt_tokens: int, output_tokens: int,
-    burstiness: float, warmup: int, most_in_flight: int, cancel: float, cancel_after_s: float, seed: int,
+    burstiness: float, warmup: int, most_in_flight: int, cancel: float, cancel_after_s: float, seed: int, same_prompts: bool,
 ) -> dict[str, Plan]:  # fmt: skip
     """The runs by label."""
     rates = _numbers("--rate", rate) if rate is not None else []
@@ -125,7 +128,8 @@ def _plans(
             work = load_workload(trace, seed=seed, duration_s=duration_s, rate_rps=rate_rps)[0]
             work = work if duration_s is not None else work.head(min(requests, len(work)))
         plans[label] = Plan(
-            work, concurrency=at_once, most_in_flight=most_in_flight, warmup=warmup, hang_up_share=cancel, hang_up_after_s=cancel_after_s, seed=seed
+            work, concurrency=at_once, most_in_flight=most_in_flight, warmup=warmup, hang_up_share=cancel, hang_up_after_s=cancel_after_s, seed=seed,
+            same_prompts=same_prompts,
         )  # fmt: skip
     return plans
 
