@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 from inferencegym.runtime.app import App
 from inferencegym.runtime.backends.make import make_pool
+from inferencegym.runtime.every import Every
 from inferencegym.runtime.exporter import Exporter
 from inferencegym.runtime.gateway import Gateway
 from inferencegym.runtime.keys import Keyring
@@ -17,19 +19,35 @@ from inferencegym.runtime.plant import GatewayPlant
 from inferencegym.runtime.ports import Backend
 from inferencegym.runtime.recorder import Recorder
 from inferencegym.runtime.settings import BackendSettings, Settings
+from inferencegym.runtime.siblings import WRITE_S, Siblings, Worker
 
 
-def make_app(settings: Settings) -> App:
-    """The whole runtime. ConfigError: a backend lacks what it needs."""
+def make_app(settings: Settings, worker: Worker | None = None) -> App:
+    """The whole runtime, or one of several `worker`s of it. ConfigError: a backend lacks what it needs."""
     # uvloop's own time counts whole milliseconds; this is the same clock, to the nanosecond.
     clock = time.monotonic
     log = JsonLog(settings.server.log)
-    gateway = Gateway(settings, make_pool(settings, os.environ, _mock), Recorder(settings.classes, clock), clock)
+    gateway = Gateway(settings, make_pool(settings, os.environ, _mock), _recorder(settings, worker), clock)
+    if settings.recorder.folder:
+        gateway.companions.append(Every(settings.recorder.rotate_s, gateway.recorder.journal.rotate))
     live = LiveConfig(
         settings, gateway.change, on_audit=lambda change: log.write("info", "configuration", **change.json())
     )
     plant = GatewayPlant(gateway, patch=lambda changes: live.patch(changes, by="plant"))
-    return App(gateway, Pages(gateway, live, Exporter(gateway), plant).table(), Keyring(settings.keys), log)
+    exporter = Exporter(gateway)
+    if worker is not None:
+        siblings = exporter.others = Siblings(worker, exporter.told)
+        gateway.companions.append(Every(WRITE_S, siblings.write))
+    return App(gateway, Pages(gateway, live, exporter, plant).table(), Keyring(settings.keys), log)
+
+
+def _recorder(settings: Settings, worker: Worker | None) -> Recorder:
+    """Keeps to memory, or writes to the settings' folder; each worker to one of its own in there, for their files have the same names."""
+    held = settings.recorder
+    folder = Path(held.folder) if held.folder else None
+    if folder is not None and worker is not None:
+        folder /= f"worker-{worker.number}"
+    return Recorder(settings.classes, time.monotonic, path=folder, rows_per_file=held.rows_per_file)
 
 
 def _mock(one: BackendSettings) -> Backend:

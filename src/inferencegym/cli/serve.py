@@ -23,6 +23,12 @@ Model = Annotated[
 ]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; beyond loopback keys are required.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65_535, help="Port to listen on; default 8000; 0: any.")]
+Record = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder to write live traffic to, as Parquet files that `simulate --trace` reads; never content."
+    ),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes that share the port; default 1.")]
 
 app = typer.Typer(
@@ -44,13 +50,14 @@ def serve(
     host: Host = None,
     port: Port = None,
     workers: Workers = None,
+    record: Record = None,
     config: File = None,
     given: Given = None,
 ) -> None:
     """Serve until a signal: the first one drains, the second one ends at once."""
     if context.invoked_subcommand is not None:
         return
-    loaded = _load(config, given, backend, url, model, host, port, workers)
+    loaded = _load(config, given, backend, url, model, host, port, workers, record)
     try:
         from inferencegym.cli.gateway import make_app
         from inferencegym.runtime.keys import check_exposure
@@ -125,7 +132,7 @@ def _all_in_force(settings: Any) -> None:
 
 def _load(
     file: Path | None, given: list[str] | None, kind: str | None, url: str | None, model: str | None,
-    host: str | None = None, port: int | None = None, workers: int | None = None,
+    host: str | None = None, port: int | None = None, workers: int | None = None, record: Path | None = None,
 ) -> Any:  # fmt: skip
     """Settings of file, environment and flags; without any backend, the mock."""
     from inferencegym.runtime.loading import load
@@ -139,6 +146,8 @@ def _load(
     flags |= {
         f"server.{name}": value for name, value in (("host", host), ("port", port), ("workers", workers)) if value is not None
     }  # fmt: skip
+    if record is not None:
+        flags["recorder.folder"] = str(record)
     makers = {
         field: value for field, value in flags.items() if field.startswith("backends.") and field.endswith(".kind")
     }

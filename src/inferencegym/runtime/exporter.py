@@ -59,7 +59,7 @@ class Exporter:
     # --- what there is ---------------------------------------------------------------------------------------------------
 
     def told(self) -> Told:
-        """This gateway alone, now."""
+        """What this gateway alone tells, now."""
         recorder = self._gateway.recorder
         return Told(os.getpid(), self._now(), self._engines(), self._counters(), self._reasons(), {
             name: {label: _together([pick(f) for f in figures]) for label, figures in self._classes(recorder.figures)}
@@ -170,7 +170,7 @@ class Exporter:
 
     @staticmethod
     def _success(text: Text, reasons: Reasons, of_model: Mapping[str, str]) -> None:
-        """vLLM counts every request that it took, by why it ended."""
+        """The counter of vLLM: every request that it took, by why it ended."""
         about, ok = metric("ok"), reasons["ok"]
         ended = {
             "stop": sum(ok.values()) - ok.get("length", 0),

@@ -47,6 +47,16 @@ class Pool(Chooser, Protocol):
         """From the next request on."""
 
 
+class Companion(Protocol):
+    """Something that runs as long as the gateway does."""
+
+    def start(self) -> None:
+        """The backends have started."""
+
+    def stop(self) -> None:
+        """All requests have ended."""
+
+
 @dataclass(slots=True)
 class Head:
     """What a request's headers say."""
@@ -78,6 +88,7 @@ class Gateway:
         self._idle: list[asyncio.Future[None]] = []
         self.draining = False
         self.started = False
+        self.companions: list[Companion] = []
         self.retries = 0
         """Requests that were handed to another backend."""
 
@@ -253,6 +264,8 @@ class Gateway:
             await self.shared.start()
         await self.pool.start()
         self.dispatcher.renew()
+        for one in self.companions:
+            one.start()
         self.started = True
 
     async def stop(self) -> None:
@@ -264,6 +277,8 @@ class Gateway:
         if self.shared is not None:
             await self.shared.stop()
         await self.pool.stop()
+        for one in self.companions:
+            one.stop()
         self.recorder.close()
 
     def end_all(self, failure: ApiError) -> None:

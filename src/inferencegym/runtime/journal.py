@@ -7,6 +7,7 @@ numbers that mean nothing outside their file. Times are seconds from the recorde
 
 from __future__ import annotations
 
+import logging
 import struct
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from inferencegym.runtime.recorder import Live
     from inferencegym.workload import Workload
 
+_LOG = logging.getLogger(__name__)
 #: Tenants that get a name in the files; further ones share the last.
 MOST_TENANTS = 10_000
 _OTHERS = "others"
@@ -49,6 +51,8 @@ class Journal:
         """Pairs of files begun so far."""
         self.dropped = 0
         """Requests that were let go of because there is no path to write them to."""
+        self.written = self.lost = 0
+        """Requests that lie in whole files, and that could not be written; counted by the writer's thread."""
         self._path = None if path is None else Path(path)
         self._rows_per_file, self._keep = rows_per_file, keep
         self._rows = bytearray()
@@ -61,7 +65,7 @@ class Journal:
                 self._path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ConfigError(
-                    "recorder.path", f"'{path}' cannot be made: {error.strerror}", allowed="a folder"
+                    "recorder.folder", f"'{path}' cannot be made: {error.strerror}", allowed="a folder"
                 ) from error
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
             self.files = _last_file(self._path)
@@ -115,19 +119,33 @@ class Journal:
         assert self._writer is not None, "a closed journal takes no rows"
         rows, self._rows = _table(self._rows), bytearray()
         self.files += 1
-        for done in [future for future in self._pending if future.done()]:
-            self._pending.remove(done)
-            done.result()  # a full disk is heard of, at the next rotation
+        self._pending = [future for future in self._pending if not future.done()]
         source = f"recorded by the gateway started at {self._started}, part {self.files}"
         names = self.tenant_names()
-        self._pending.append(self._writer.submit(_write, self._path, self.files, rows, self.class_names, names, source))
+        self._pending.append(
+            self._writer.submit(self._write, self._path, self.files, rows, self.class_names, names, source)
+        )
+
+    def _write(self, folder: Path, number: int, rows: Rows, *names: Any) -> None:
+        """In the writer's thread: a full disk costs these rows, and is said; no request of a client breaks for it."""
+        try:
+            _write(folder, number, rows, *names)
+        except OSError as error:
+            self.lost += len(rows)
+            _LOG.error("records-%05d in %s could not be written: %s", number, folder, error)
+        else:
+            self.written += len(rows)
+
+    def rotate(self) -> None:
+        """Begin a file with what has ended, if there is anything and somewhere to write it."""
+        if self._rows and self._writer is not None:
+            self._rotate()
 
     def close(self) -> None:
         """Write the rest and wait for the writer."""
         if self._writer is None:
             return
-        if self._rows:
-            self._rotate()
+        self.rotate()
         self._writer.shutdown(wait=True)
         self._writer = None
         for future in self._pending:

@@ -12,6 +12,7 @@ import gc
 import logging
 import multiprocessing
 import multiprocessing.connection
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from inferencegym.runtime.app import App
 from inferencegym.runtime.errors import ApiError
 from inferencegym.runtime.housekeeping import Housekeeper
 from inferencegym.runtime.settings import Settings
+from inferencegym.runtime.siblings import Worker, new_folder
 from inferencegym.runtime.stream import CONNECTION
 
 SIGNALS: Mapping[int, bool] = {signal.SIGINT: True, signal.SIGTERM: True}
@@ -242,23 +244,27 @@ class Server(uvicorn.Server):  # type: ignore[misc]
                 signal.signal(number, handler)
 
 
-def serve(make_app: Callable[[Settings], App], settings: Settings) -> None:
+#: What makes an application: of the settings, and for one of several workers.
+Maker = Callable[[Settings, Worker | None], App]
+
+
+def serve(make_app: Maker, settings: Settings) -> None:
     """Serve until a signal. Errors of the start are raised."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     if settings.server.workers == 1:
-        Server(make_app(settings), settings).run()
+        Server(make_app(settings, None), settings).run()
     else:
         _Workers(make_app, settings).run()
 
 
-def _work(make_app: Callable[[Settings], App], settings: Settings, sockets: list[Any]) -> None:
-    Server(make_app(settings), settings, _WORKER_SIGNALS).run(sockets)
+def _work(make_app: Maker, settings: Settings, worker: Worker, sockets: list[Any]) -> None:
+    Server(make_app(settings, worker), settings, _WORKER_SIGNALS).run(sockets)
 
 
 class _Workers:
     """Several processes on one listening socket: whoever is free takes the next connection."""
 
-    def __init__(self, make_app: Callable[[Settings], App], settings: Settings) -> None:
+    def __init__(self, make_app: Maker, settings: Settings) -> None:
         if settings.server.port == 0:
             raise ConfigError("server.port", "is 0 with several workers", allowed="a port of its own")
         managed = [b.name for b in settings.backends if b.kind in ("llama.cpp", "vllm") and not (b.url or b.adopt)]
@@ -266,7 +272,7 @@ class _Workers:
             raise ConfigError("server.workers", f"each worker would start its own '{managed[0]}'", allowed="1, or backends that run already: set their url and adopt")  # fmt: skip
         self._make_app, self._settings = make_app, settings
         self._context = multiprocessing.get_context("spawn")
-        self._workers: list[tuple[Any, float]] = []
+        self._workers: list[tuple[int, Any, float]] = []
         self._ending = False
 
     def run(self) -> None:
@@ -276,21 +282,26 @@ class _Workers:
         ).bind_socket()
         for number in SIGNALS:
             signal.signal(number, self._pass_on)
-        self._workers = [self._start(socket) for _ in range(self._settings.server.workers)]
-        while self._workers:
-            multiprocessing.connection.wait([process.sentinel for process, _ in self._workers])
-            for worker in [w for w in self._workers if not w[0].is_alive()]:
-                self._workers.remove(worker)
-                if not self._ending and time.monotonic() - worker[1] > _STILLBORN_S:
-                    self._workers.append(self._start(socket))
+        self._folder = new_folder()
+        try:
+            self._workers = [self._start(number, socket) for number in range(self._settings.server.workers)]
+            while self._workers:
+                multiprocessing.connection.wait([process.sentinel for _, process, _ in self._workers])
+                for worker in [w for w in self._workers if not w[1].is_alive()]:
+                    self._workers.remove(worker)
+                    if not self._ending and time.monotonic() - worker[2] > _STILLBORN_S:
+                        self._workers.append(self._start(worker[0], socket))
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, socket: Any) -> tuple[Any, float]:
-        process = self._context.Process(target=_work, args=(self._make_app, self._settings, [socket]))
+    def _start(self, number: int, socket: Any) -> tuple[int, Any, float]:
+        worker = Worker(number, self._folder)
+        process = self._context.Process(target=_work, args=(self._make_app, self._settings, worker, [socket]))
         process.start()
-        return process, time.monotonic()
+        return number, process, time.monotonic()
 
     def _pass_on(self, number: int, _frame: Any) -> None:
         self._ending = True
-        for process, _ in self._workers:
+        for _, process, _ in self._workers:
             if process.is_alive():
                 process.terminate()

@@ -110,7 +110,10 @@ class MockBackend:
         """Seats as they are now; chat and completions."""
         seats = self.settings.max_num_seqs or self._machine.max_num_seqs
         seats *= self._machine.replicas
-        return Capabilities(fields=FIELDS, native_concurrency=seats, knobs=KNOBS, max_model_len=self._max_model_len)
+        held = self._machine.kv_blocks * self._machine.block_size * self._machine.replicas
+        return Capabilities(
+            fields=FIELDS, native_concurrency=seats, knobs=KNOBS, max_model_len=self._max_model_len, kv_tokens=held
+        )
 
     async def start(self) -> None:
         """Time begins. The first time on a machine the kernels are compiled here (seconds)."""
