@@ -89,7 +89,7 @@ def read_event(raw: bytes) -> Event:
     """The event, or the whole answer, in these bytes. BackendError if they are no such thing, or if it tells of an error."""
     try:
         event = _EVENT.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise garbage(f"{error}: {_short(raw)}") from None
     if event.error != _NONE:
         raise told(raw, 500)
@@ -136,7 +136,7 @@ def told(body: bytes, status: int, retry_after_s: float | None = None) -> Backen
             message = msgspec.json.decode(inner, type=str)
         if message is None and "detail" in fields:
             message = bytes(fields["detail"]).decode("utf-8", "replace").strip('"')
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         message = _short(body)
     if isinstance(code, int) and 400 <= code < 600 and status >= 500:
         status = code
