@@ -22,8 +22,9 @@ from envs import processor
 import inferencegym
 from inferencegym.decision.paging import NOTHING
 from inferencegym.envs import catalogue
+from inferencegym.learn.algorithms import make_learner
 from inferencegym.learn.config import defaults
-from inferencegym.learn.train import make_learner, train
+from inferencegym.learn.train import train
 from inferencegym.policies.heads import HEADS, find_head
 from inferencegym.policies.simple import surface_of
 from inferencegym.policies.trained import Notes, build

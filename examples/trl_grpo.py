@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from inferencegym.envs.openenv.baseline import InProcess
 from inferencegym.envs.openenv.client import EpisodeClient
 from inferencegym.envs.openenv.llm_prompt import answer, situation, system_prompt
 from inferencegym.envs.openenv.llm_shots import Watched, guide_of
-from inferencegym.ground.errors import ConfigError
+from inferencegym.ground.errors import ConfigError, InferenceGymError, MissingExtraError
 from inferencegym.ground.rng import stream
 
 FAMILY = "llmserve"
@@ -161,6 +162,7 @@ def loaded(source: str, rows: Sequence[Sample]) -> tuple[Any, Any]:
         more["quantization_config"] = GgufConfig(gguf_file=path.name, dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **more)
     if more:
+        # Its weights are plain float32 now; as long as it says that they are quantized, trainers refuse it.
         model.hf_quantizer, model.is_quantized = None, False
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -245,8 +247,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
     except ImportError as error:
-        from inferencegym.ground.errors import MissingExtraError
-
         raise MissingExtraError("trl", "fine-tuning a language model") from error
 
     rows = samples(given.task, given.samples)
@@ -297,4 +297,7 @@ def _gpu() -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InferenceGymError as problem:
+        sys.exit(f"error: {problem}")

@@ -25,10 +25,12 @@ from inferencegym.envs.batch import Task
 from inferencegym.envs.catalogue import task, task_names
 from inferencegym.envs.grade import load_anchors
 from inferencegym.ground.errors import InferenceGymError
-from inferencegym.learn.config import ALGORITHMS, defaults
+from inferencegym.learn.config import defaults
+from inferencegym.learn.curve import CURVE
 from inferencegym.learn.evaluate import evaluate
 from inferencegym.learn.results import Standing, standing
-from inferencegym.learn.train import CURVE, POLICY, SUMMARY
+from inferencegym.learn.settings import ALGORITHMS
+from inferencegym.learn.train import POLICY, SUMMARY
 from inferencegym.policies.trained import Notes, load, read, shipped
 
 ROOT = Path(__file__).resolve().parent.parent

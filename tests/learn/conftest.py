@@ -1,4 +1,4 @@
-"""A short task of one's own, and anchors for it: PagedKV easy with 400 ticks."""
+"""Short tasks of one's own: PagedKV easy with 400 ticks, with anchors too, and LLMServe with ten windows."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ def short_task(tmp_path_factory):
     path.write_text(
         text.replace('name = "easy"', 'name = "short"').replace("horizon_ticks = 2000", "horizon_ticks = 400")
     )
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory):
+    """Ten windows of little traffic, in which most of the memory can be lent out."""
+    text = (catalogue.FOLDER / "static_workload.toml").read_text()
+    path = tmp_path_factory.mktemp("tasks") / "calm.toml"
+    for old, new in (
+        ("static_workload", "calm"),
+        ("windows = 60", "windows = 10"),
+        ("rate_rps = 30.0", "rate_rps = 6.0"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
     return str(path)
 
 

@@ -26,22 +26,6 @@ START = "fixed:batch_cap=64,kv_budget_fraction=1,speculation_depth=0,quantizatio
 KV = LEVERS.index("kv_budget_fraction")
 
 
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """Ten windows of little traffic, in which most of the memory can be lent out."""
-    text = (catalogue.FOLDER / "static_workload.toml").read_text()
-    path = tmp_path_factory.mktemp("tasks") / "calm.toml"
-    for old, new in (
-        ("static_workload", "calm"),
-        ("windows = 60", "windows = 10"),
-        ("rate_rps = 30.0", "rate_rps = 6.0"),
-    ):
-        assert old in text
-        text = text.replace(old, new)
-    path.write_text(text)
-    return str(path)
-
-
 def small(task, **given):
     return defaults(task, "forks").with_(
         **{"start": START, "episodes": 4, "measured_windows": 5, "horizon": 2, "hidden": (16,), "validation_scenarios": 2, "batch_size": 32} | given

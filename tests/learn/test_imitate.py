@@ -31,22 +31,6 @@ SMALL = {"episodes": 2, "labels": 400, "hidden": (16,), "validation_scenarios": 
 CUT = "fixed:batch_cap=64,kv_budget_fraction=1,speculation_depth=0,quantization_tier=FP16,prefill_decode_split=off,priority_routing=off"
 
 
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """Ten windows of little traffic."""
-    text = (catalogue.FOLDER / "static_workload.toml").read_text()
-    path = tmp_path_factory.mktemp("tasks") / "calm.toml"
-    for old, new in (
-        ("static_workload", "calm"),
-        ("windows = 60", "windows = 10"),
-        ("rate_rps = 30.0", "rate_rps = 6.0"),
-    ):
-        assert old in text
-        text = text.replace(old, new)
-    path.write_text(text)
-    return str(path)
-
-
 def small(task, **given):
     return defaults(task, "imitate").with_(**(SMALL | given))
 
@@ -153,7 +137,7 @@ def test_a_fixed_teacher_is_learned_on_knobs(calm, tmp_path):
 
 
 def test_a_rule_on_paging_is_learned_better_than_chance_and_the_agreement_is_told(short_task):
-    made = learner(small(short_task, teacher="sieve", epochs=30))
+    made = learner(small(short_task, teacher="sieve", epochs=30, beta=0.0))
     first, second = made.update(), made.update()
     assert np.isnan(first["agreement"])
     assert first["teacher_share"] == 1.0

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from inferencegym.envs.episode import record
-from inferencegym.learn.config import Tabular, TrainConfig
+from inferencegym.learn.config import TrainConfig
 from inferencegym.learn.qtable import CUTS, TableLearner, _learn, cells_of, cut_table
+from inferencegym.learn.settings import Tabular
 from inferencegym.policies.simple import Random, surface_of
 from inferencegym.policies.trained import Notes, build
 from tests.envs.toy import ToyTask

@@ -13,42 +13,27 @@ pytest.importorskip("sb3_contrib")
 from inferencegym.decision.knobs import COLUMNS
 from inferencegym.decision.paging import NOTHING
 from inferencegym.envs import catalogue
-from inferencegym.envs.actors import actor
 from inferencegym.envs.episode import record
 from inferencegym.envs.splits import scenario
 from inferencegym.ground.errors import ConfigError, InferenceGymError, UnknownNameError
 from inferencegym.ground.rng import stream
-from inferencegym.learn.config import defaults, load
+from inferencegym.learn.algorithms import make_learner
+from inferencegym.learn.config import TrainConfig, defaults, load
 from inferencegym.learn.delay import Delayed
 from inferencegym.learn.forks import Teacher
 from inferencegym.learn.lessons import School
 from inferencegym.learn.mlp import Mlp
 from inferencegym.learn.randomise import Randomise, from_text
-from inferencegym.learn.train import make_learner, train
+from inferencegym.learn.train import train
 from inferencegym.learn.validate import values_of
 from inferencegym.learn.varied import delayed, machine_of, vary
+from inferencegym.learn.workers import at_most
 from inferencegym.policies.trained import load as load_policy
 from tests.envs.toy import ToyTask
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 LATE = Randomise(delay=(0, 3))
 AGE = COLUMNS.index("snapshot_age_s")
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """Ten windows of little traffic."""
-    text = (catalogue.FOLDER / "static_workload.toml").read_text()
-    path = tmp_path_factory.mktemp("tasks") / "calm.toml"
-    for old, new in (
-        ("static_workload", "calm"),
-        ("windows = 60", "windows = 10"),
-        ("rate_rps = 30.0", "rate_rps = 6.0"),
-    ):
-        assert old in text
-        text = text.replace(old, new)
-    path.write_text(text)
-    return str(path)
 
 
 def rows(batch, scenarios, steps):
@@ -98,7 +83,8 @@ def test_settings_with_and_without_it_are_read_back_and_old_digests_stay(calm, t
     for config in (plain, varied):
         assert load(config.save(tmp_path / "c.toml")) == config
     assert plain.digest != varied.digest
-    assert "randomise" not in plain.digest
+    # What it was before there was anything to randomise, or to begin with.
+    assert TrainConfig("medium", "ppo").digest == "c6316cf5c35e23cb6b4fa1286530dedea5b6d0ca1798edd5db7e7f8542a3b440"
     assert replace(plain, randomise=Randomise(rate=(1.0, 1.0))).digest == plain.digest
 
 
@@ -181,12 +167,20 @@ def test_rows_on_drawn_machines_are_what_that_machine_alone_would_be(calm):
     names = [both.draw(number).gpu for number in range(6)]
     assert set(names) == {"h100", "h200"}
     seen = rows(varied.batch(6), range(6), 5)
+    state = [
+        i for i, name in enumerate(COLUMNS.names) if name not in ("window_s", "snapshot_age_s", "episode_fraction")
+    ]
+    fresh_of = {}
     for number in range(6):
         alone = machine_of(task, both, number)
-        assert alone.plan.deployment.gpu in (names[number], getattr(alone.plan.deployment, "gpu", ""))
+        assert alone.plan.deployment.gpu == names[number]
         late = both.draw(number).delay
         fresh = rows(alone.batch(1), [number], 5)[:, 0]
-        np.testing.assert_array_equal(seen[late:, number, 0], fresh[: 6 - late, 0])
+        np.testing.assert_array_equal(seen[late:, number][:, state], fresh[: 6 - late, state])
+        fresh_of[number] = fresh[:, state]
+    other = next(number for number in range(6) if names[number] != names[0])
+    elsewhere = rows(vary(task, Randomise(gpus=(names[other],))).batch(1), [0], 5)[:, 0, state]
+    assert not np.array_equal(elsewhere, fresh_of[0]), "another machine, another episode"
 
 
 # --- learners ------------------------------------------------------------------------------------------------------------
@@ -247,16 +241,26 @@ def test_a_training_with_delays_goes_on_as_if_it_had_not_been_interrupted(short_
 
 
 @pytest.mark.parametrize("algorithm", ["cma", "forks", "maskable-ppo"])
-def test_learners_on_knobs_play_on_drawn_machines(calm, algorithm):
+def test_learners_on_knobs_play_on_drawn_machines(calm, algorithm, monkeypatch):
     own = {
-        "cma": {"rows": 4, "population": 4}, "maskable-ppo": {"rows": 4, "rollout_steps": 10, "batch_size": 20, "hidden": (8,)},
-        "forks": {"episodes": 2, "measured_windows": 4, "horizon": 2, "hidden": (8,), "start": "fixed:batch_cap=64"},
+        "cma": {"rows": 24, "population": 4}, "maskable-ppo": {"rows": 6, "rollout_steps": 10, "batch_size": 20, "hidden": (8,)},
+        "forks": {"episodes": 6, "measured_windows": 4, "horizon": 2, "hidden": (8,), "start": "fixed:batch_cap=64"},
     }[algorithm]  # fmt: skip
     varied = Randomise(gpus=("h100", "h200"), delay=(0, 1), rate=(0.8, 1.25))
     config = defaults(calm, algorithm).with_(**own, scenarios=8, randomise=varied)
-    made = make_learner(config, catalogue.task(calm))
-    assert made.update()["episodes"] >= 0
+    met = set()
+    draw = Randomise.draw
+
+    def watched(self, number):
+        met.add(draw(self, number).gpu)
+        return draw(self, number)
+
+    monkeypatch.setattr(Randomise, "draw", watched)
+    with at_most(1):
+        made = make_learner(config, catalogue.task(calm))
+    made.update()
     assert made.steps > 0
+    assert {"h100", "h200"} <= met
 
 
 def test_delayed_validation_is_the_policy_behind_the_wrapper(short_task):
@@ -269,4 +273,13 @@ def test_delayed_validation_is_the_policy_behind_the_wrapper(short_task):
     for index in range(4):
         late = 1 + scenario("validation", index) % 3
         assert found[index] == record(task, Delayed(policy, late), split="validation", scenario=index).value
-    assert actor("sieve", task).surface == "paging"
+
+
+def test_a_delay_is_whole_decisions_and_a_file_without_the_table_keeps_the_default(tmp_path):
+    with pytest.raises(ConfigError, match=r"randomise.delay: 0..3.0; allowed: whole numbers"):
+        from_text("delay=0..3.0")
+    path = tmp_path / "feedback.toml"
+    path.write_text('task = "azure_conversation_fit"\nalgorithm = "feedback"\n')
+    assert load(path).randomise == defaults("azure_conversation_fit", "feedback").randomise
+    path.write_text('task = "azure_conversation_fit"\nalgorithm = "feedback"\n\n[randomise]\ndelay = [0, 1]\n')
+    assert load(path).randomise == Randomise(delay=(0, 1))

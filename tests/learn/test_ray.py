@@ -60,7 +60,7 @@ def small(task, **more):
     return defaults(task, "maskable-ppo").with_(steps=400, validate_every=200, **(given | more))
 
 
-def test_the_cluster_has_two_workers_and_both_are_asked(cluster):
+def test_the_cluster_has_two_workers_and_nothing_is_done_here(cluster):
     assert cluster.cluster_resources()["CPU"] == WORKERS
 
     def whoami(_):

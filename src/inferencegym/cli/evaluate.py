@@ -61,9 +61,11 @@ def evaluate(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page.")] = None,
     price_in: Annotated[
-        float | None, typer.Option(help="Of llm policies: US$ per million prompt tokens. With --price-out.")
+        float | None, typer.Option(help="Of llm policies: US$ per million tokens of prompts; needs --price-out.")
     ] = None,
-    price_out: Annotated[float | None, typer.Option(help="The same for the tokens of answers.")] = None,
+    price_out: Annotated[
+        float | None, typer.Option(help="US$ per million tokens of answers; needs --price-in.")
+    ] = None,
 ) -> None:
     """Compare policies on tasks, with intervals, beside the best configuration that never changes."""
     tasks, skipped = chosen_tasks(task)

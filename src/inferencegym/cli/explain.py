@@ -31,7 +31,10 @@ from inferencegym.policies.tree import TreePolicy
 
 def explain(
     policy: Annotated[
-        str, typer.Argument(help="A trained policy's file, learned, or any name that `evaluate` takes but a planner's.")
+        str,
+        typer.Argument(
+            help="A trained policy's file, learned, or any other name that `evaluate --policy` takes, but no planner's."
+        ),
     ],
     task: Annotated[str, typer.Option(help="Name of a task, or its TOML file.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
@@ -41,11 +44,22 @@ def explain(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page.")] = None,
     tree: Annotated[
-        Path | None, typer.Option(help="Distil a decision tree, and write it as a policy file (.npz).")
+        Path | None,
+        typer.Option(
+            help="Distil a decision tree that decides as the policy does, and write it as a policy file (.npz)."
+        ),
     ] = None,
-    leaves: Annotated[int, typer.Option(min=1, help="Of the tree, at most.")] = LEAVES,
-    test: Annotated[int, typer.Option(min=0, help="Test scenarios that compare policy and tree; 0: none.")] = 50,
-    workers: Annotated[int, typer.Option(min=1, help="Processes of that comparison.")] = os.cpu_count() or 1,
+    leaves: Annotated[int, typer.Option(min=1, help="Most leaves of the tree.")] = LEAVES,
+    test: Annotated[
+        int,
+        typer.Option(
+            min=0, help="With --tree: test scenarios on which policy, tree and best static are compared; 0: none."
+        ),
+    ] = 50,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that the test scenarios are shared out to; results do not depend on it."),
+    ] = os.cpu_count() or 1,
     json_: Annotated[
         Path | None,
         typer.Option("--json", help="Write everything as JSON to a file; - prints it instead of the tables."),

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -38,13 +39,13 @@ def train_many(
 
     def tell(done: int, all_: int, run: Run, result: Result) -> None:
         if not quiet:
-            console.print(f"{done}/{all_}  {run.folder.name}: best {result.best:.4f} on validation{_against(result.best, result.best_static)}", highlight=False, markup=False, soft_wrap=True)  # fmt: skip
+            console.print(f"{done}/{all_}  {run.folder.name}: best {result.best:.4f} on validation{against(result.best, result.best_static)}", highlight=False, markup=False, soft_wrap=True)  # fmt: skip
 
     try:
         results = sweep(runs, workers=workers, ray=ray, minutes=minutes, resume=resume, progress=tell)
     except KeyboardInterrupt:
         console.print("interrupted; the same command with --resume goes on", highlight=False)
-        sys.exit(130)
+        raise typer.Exit(130) from None
     told = as_json(runs, results)
     text = json.dumps(told, indent=1) + "\n"
     (folder / NAME).write_text(text, encoding="utf-8")
@@ -72,5 +73,6 @@ def _show(console: Console, base: TrainConfig, found: Sequence[Point], static: f
     console.print(f"evaluate: inferencegym evaluate --policy {found[0].best},best-static --task {base.task}", soft_wrap=True, highlight=False, markup=False)  # fmt: skip
 
 
-def _against(value: float, static: float | None) -> str:
+def against(value: float, static: float | None) -> str:
+    """How far a validation value is from the best static configuration's, in brackets; nothing where that was never searched."""
     return "" if static is None else f" ({value - static:+.4f} against best static)"

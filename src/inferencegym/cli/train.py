@@ -17,39 +17,50 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from inferencegym.cli.evaluate import RAY, make_room
-from inferencegym.cli.sweep import train_many
+from inferencegym.cli.sweep import against, train_many
+from inferencegym.envs import catalogue
 from inferencegym.ground.errors import ConfigError
 from inferencegym.learn import checkpoint
-from inferencegym.learn.config import ALGORITHMS, DEFAULTS, TrainConfig, defaults, load
+from inferencegym.learn.config import DEFAULTS, TrainConfig, defaults, load
 from inferencegym.learn.randomise import from_text
+from inferencegym.learn.settings import ALGORITHMS
 from inferencegym.learn.train import CONFIG, Result
 from inferencegym.learn.train import Progress as Standing
 from inferencegym.learn.train import train as learn
 
 
 def train(
-    task: Annotated[str | None, typer.Option(help="Name of a task, or its TOML file.")] = None,
+    task: Annotated[str | None, typer.Option(help="Name of a task, or its TOML file. Needed without --config.")] = None,
     algo: Annotated[
         str | None,
         typer.Option(
             help=f"{', '.join(ALGORITHMS)}. Default: {DEFAULTS['knobs']} on knobs, {DEFAULTS['paging']} on paging."
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Decisions to learn from, of all rows together.")] = None,
-    seed: Annotated[int | None, typer.Option(help="One seed, one curve, one policy.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the training. Default: out/TASK-ALGO-SEED.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Decisions to learn from, of all rows together. Default: the task's and algorithm's own."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="One seed, one curve, one policy. Default: 0.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the training. Default: out/TASK-ALGO-SEED; of several, out/TASK-ALGO-sweep."),
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings, such as the config.toml of another training.")
+        Path | None,
+        typer.Option(help="TOML file of settings, such as the config.toml of another training. Options go before it."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the training in --out was interrupted.")
+        bool, typer.Option("--resume", help="Go on where the training in --out, or each of several, was interrupted.")
     ] = False,
-    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes; --resume goes on.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so many minutes, each of several; --resume goes on.")
+    ] = None,
     every: Annotated[int | None, typer.Option(help="Decisions between two looks at the validation scenarios.")] = None,
     randomise: Annotated[
         str | None,
         typer.Option(
-            help="What varies between training episodes, e.g. delay=0..3,rate=0.8..1.25,lengths=0.8..1.25,gpus=h100+a100."
+            help="What varies between training episodes, e.g. delay=0..3,rate=0.8..1.25,lengths=0.8..1.25,gpus=h100+a100 (of knobs only)."
         ),
     ] = None,
     seeds: Annotated[
@@ -57,7 +68,9 @@ def train(
     ] = 1,
     sweep: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=A,B,...: train with each value of a setting; given twice, with all combinations."),
+        typer.Option(
+            help="NAME=A,B,...: train with each value of a setting of config.toml; given again, with all combinations."
+        ),
     ] = None,
     workers: Annotated[
         int, typer.Option(min=1, help="Trainings at once, of --seeds and --sweep; results do not depend on it.")
@@ -136,7 +149,7 @@ def settings(file: Path | None, given: dict[str, object], out: Path | None, resu
         raise ConfigError(
             "--task",
             "is missing",
-            allowed="a task's name (inferencegym evaluate --task all shows them), or --config FILE",
+            allowed=f"{', '.join(catalogue.task_names())}, a TOML file; or --config FILE",
         )
     base = defaults(str(given["task"]), str(given.get("algorithm") or "") or None)
     found = base.with_(**given)
@@ -167,13 +180,13 @@ class _Screen:
 
     def tell(self, now: Standing) -> None:
         """Show how it stands."""
-        best = "" if now.best is None else f"best {now.best:.4f}{_against(now.best, now.best_static)}, "
+        best = "" if now.best is None else f"best {now.best:.4f}{against(now.best, now.best_static)}, "
         self.bar.update(self.line, completed=now.steps, description=f"{now.steps:,} steps", said=f"{best}{_time(now.left_s)} left")  # fmt: skip
         if now.validation is None or self.quiet:
             return
         star = " (new best)" if now.best_steps == now.steps else ""
         self.console.print(
-            f"{now.steps:>12,} steps  validation {now.validation:.4f}{star}{_against(now.validation, now.best_static)}", highlight=False, soft_wrap=True
+            f"{now.steps:>12,} steps  validation {now.validation:.4f}{star}{against(now.validation, now.best_static)}", highlight=False, soft_wrap=True
         )  # fmt: skip
 
 
@@ -213,10 +226,6 @@ def _interrupted(folder: Path) -> str:
     if (folder / checkpoint.NAME).is_file():
         return f"interrupted; go on from the last checkpoint: inferencegym train --resume --out {folder}"
     return "interrupted before the first checkpoint"
-
-
-def _against(value: float, static: float | None) -> str:
-    return "" if static is None else f" ({value - static:+.4f} against best static)"
 
 
 def _time(seconds: float) -> str:

@@ -40,20 +40,20 @@ def share_out(
 ) -> Results[_R]:  # fmt: skip
     """What `work` makes of each job, with its place, in the order in which they are done.
 
-    `work` is a function of a module, jobs and results can be pickled. `workers`: processes of this machine; of a Ray cluster of our own, its
+    `work` (a function of a module, or an object), jobs and results can be pickled. `workers`: processes of this machine; of a Ray cluster of our own, its
     processors. `ray`: a cluster's address (`LOCAL`, auto or HOST:PORT) instead of processes. `here`: places of jobs that must
     stay in this process. The first error ends it all, and is the one that `work` raised.
     """
     if workers < 1:
         raise ConfigError("workers", f"{workers}", allowed="1 or more")
-    kept = sorted(here)
-    away = [(at, job) for at, job in enumerate(jobs) if at not in set(kept)]
+    kept = set(here)
+    away = [(at, job) for at, job in enumerate(jobs) if at not in kept]
     if not away or (workers == 1 and ray is None):
         yield from ((at, work(job)) for at, job in enumerate(jobs))
         return
     place = _processes(work, away, workers) if ray is None else _tasks(work, away, workers, ray)
     with place as results:
-        yield from ((at, work(jobs[at])) for at in kept)
+        yield from ((at, work(jobs[at])) for at in sorted(kept))
         yield from results
 
 
@@ -100,7 +100,7 @@ def connected(address: str, workers: int) -> Iterator[Any]:
             _knock(address)
         ray.init(**given)
     except (OSError, ValueError) as error:
-        raise ConfigError("--ray", f"no cluster answers at '{address}': {str(error).splitlines()[0]}", allowed=_ADDRESSES) from error  # fmt: skip
+        raise ConfigError("--ray", f"no cluster answers at '{address}': {_first_line(error)}", allowed=_ADDRESSES) from error  # fmt: skip
     try:
         yield ray
     finally:
@@ -154,5 +154,9 @@ def own_errors(ray: Any) -> Iterator[None]:
         raise
     except ray.exceptions.RayError as error:
         raise InferenceGymError(
-            f"--ray: a worker was lost, at one job {_RETRIES + 1} times ({str(error).splitlines()[0]}); is its machine out of memory?"
+            f"--ray: a worker was lost, at one job {_RETRIES + 1} times ({_first_line(error)}); is its machine out of memory?"
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

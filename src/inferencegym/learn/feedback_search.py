@@ -1,4 +1,4 @@
-"""CMA-ES over the parameters of the feedback rule for the knobs (`policies.feedback`): thirty numbers with a memory, no gradients, no network.
+"""CMA-ES over the parameters of the feedback rule for the knobs (`policies.feedback`): 31 numbers with a memory, no gradients, no network.
 
 The search begins at what is best on a few training scenarios, the same for all: the best setting that never changes, held for ever;
 `slo-feedback`; or rules between the two (`beginnings`). Numbers that span orders of magnitude are searched by factors.

@@ -20,10 +20,11 @@ from inferencegym.ground.archive import Array
 from inferencegym.ground.errors import ConfigError, MissingExtraError
 from inferencegym.ground.rng import stream
 from inferencegym.learn.checkpoint import State
-from inferencegym.learn.config import Forks, TrainConfig
+from inferencegym.learn.config import TrainConfig
 from inferencegym.learn.first import first_setting
 from inferencegym.learn.forks import Crew, Measured
 from inferencegym.learn.mlp import ACTIVATION, Mlp, choices_of, log_odds, taken_over
+from inferencegym.learn.settings import Forks
 
 try:
     import torch

@@ -25,9 +25,9 @@ from inferencegym.envs.serve_task import ServeTask
 from inferencegym.envs.splits import scenario
 from inferencegym.ground.archive import Array
 from inferencegym.ground.rng import stream
-from inferencegym.learn.config import Forks
 from inferencegym.learn.delay import History
 from inferencegym.learn.randomise import Randomise
+from inferencegym.learn.settings import Forks
 from inferencegym.learn.varied import machine_of
 from inferencegym.learn.workers import Workers
 from inferencegym.policies.heads import GridHead
@@ -157,7 +157,7 @@ class Crew:
     ) -> None:  # fmt: skip
         """`task`: name or file, since each process makes its own; `workers`: unset, one for each processor this process may use."""
         self.task, self.settings, self.seed, self.scenarios = task, settings, seed, scenarios
-        self._workers = Workers(_hire, (task, settings, randomise), workers)
+        self._workers = Workers(_teacher, (task, settings, randomise), workers)
 
     def measure(self, arrays: dict[str, Array], update: int) -> Measured:
         """The update's episodes, all played and measured by the policy of `arrays`."""
@@ -165,21 +165,14 @@ class Crew:
         return Measured.joined(list(self._workers.map(_work, jobs)))
 
 
-_hired: dict[str, Teacher] = {}
+def _teacher(task: str, settings: Forks, randomise: Randomise) -> Teacher:
+    found: Any = catalogue.task(task)
+    return Teacher(found, settings, randomise)
 
 
-def _hire(task: str, settings: Forks, randomise: Randomise) -> None:
-    key = repr((task, settings, randomise))
-    if key not in _hired:
-        _hired.clear()
-        found: Any = catalogue.task(task)
-        _hired[key] = Teacher(found, settings, randomise)
-
-
-def _work(job: tuple[dict[str, Array], int, int, int, int]) -> Measured:
+def _work(teacher: Teacher, job: tuple[dict[str, Array], int, int, int, int]) -> Measured:
     arrays, seed, update, episode, scenarios = job
     chance = stream(seed, f"forks/{update}/{episode}")
-    (teacher,) = _hired.values()
     return teacher.measure(arrays, scenario("train", int(chance.integers(scenarios))), chance)
 
 

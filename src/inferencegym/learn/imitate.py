@@ -18,9 +18,10 @@ from inferencegym.ground.archive import Array
 from inferencegym.ground.errors import ConfigError, MissingExtraError
 from inferencegym.ground.rng import stream
 from inferencegym.learn.checkpoint import State
-from inferencegym.learn.config import Imitate, TrainConfig
+from inferencegym.learn.config import TrainConfig
 from inferencegym.learn.lessons import Class, Lessons
 from inferencegym.learn.mlp import ACTIVATION, Mlp, choices_of, log_odds
+from inferencegym.learn.settings import Imitate
 from inferencegym.policies.heads import HEADS, find_head
 
 try:

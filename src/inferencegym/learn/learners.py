@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from inferencegym.ground.errors import ConfigError, MissingExtraError
 from inferencegym.learn.checkpoint import State
-from inferencegym.learn.config import DQN, PPO, RANDOM, TrainConfig
+from inferencegym.learn.config import TrainConfig
 from inferencegym.learn.sb3 import PlantVecEnv, vec_env
+from inferencegym.learn.settings import DQN, PPO, RANDOM
 from inferencegym.learn.varied import vary
 
 try:

@@ -134,7 +134,7 @@ class Class:
     ) -> None:  # fmt: skip
         """`task`: name or file, since each process makes its own; `scenarios`: training scenarios to draw from."""
         self.seed, self.scenarios = seed, scenarios
-        self._workers = Workers(_hire, (task, teacher, labels, randomise), workers)
+        self._workers = Workers(_school, (task, teacher, labels, randomise), workers)
 
     def lessons(self, arrays: dict[str, Array], number: int, episodes: int, share: float) -> Lessons:
         """Round `number`: so many episodes, of which the teacher drives a share, drawn."""
@@ -142,23 +142,16 @@ class Class:
         return Lessons.joined(list(self._workers.map(_work, jobs)))
 
 
-_hired: dict[str, School] = {}
+def _school(task: str, teacher: str, labels: int, randomise: Randomise) -> School:
+    found = catalogue.task(task)
+    return School(found, actor(teacher, found), labels, randomise)
 
 
-def _hire(task: str, teacher: str, labels: int, randomise: Randomise) -> None:
-    key = repr((task, teacher, labels, randomise))
-    if key not in _hired:
-        _hired.clear()
-        found = catalogue.task(task)
-        _hired[key] = School(found, actor(teacher, found), labels, randomise)
-
-
-def _work(job: tuple[dict[str, Array], int, int, int, int, float]) -> Lessons:
+def _work(school: School, job: tuple[dict[str, Array], int, int, int, int, float]) -> Lessons:
     arrays, seed, number, episode, scenarios, share = job
     chance = stream(seed, f"imitate/{number}/{episode}")
     index = int(chance.integers(scenarios))
     drives = chance.random() < share
-    (school,) = _hired.values()
     return school.lesson(None if drives else arrays, scenario("train", index), chance)
 
 
@@ -171,6 +164,3 @@ def _nothing(task: Task, values: Floats, steps: int) -> Lessons:
 
 def _notes(surface: str) -> Notes:
     return Notes("network", surface, HEADS[surface][0], "", "", "imitate", 0, "", 0, activation="tanh")
-
-
-__all__ = ["Class", "Lessons", "School", "labels_of"]

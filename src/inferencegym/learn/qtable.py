@@ -16,8 +16,9 @@ from inferencegym.envs.vector import PlantVectorEnv
 from inferencegym.ground.jit import kernel
 from inferencegym.ground.rng import stream
 from inferencegym.learn.checkpoint import State
-from inferencegym.learn.config import Tabular, TrainConfig
+from inferencegym.learn.config import TrainConfig
 from inferencegym.learn.rows import Rows
+from inferencegym.learn.settings import Tabular
 from inferencegym.learn.varied import vary
 from inferencegym.policies.heads import find_head
 from inferencegym.policies.simple import surface_of

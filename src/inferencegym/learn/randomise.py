@@ -53,7 +53,7 @@ class Randomise:
             if not (_LEAST_FACTOR <= low <= high <= _MOST_FACTOR):
                 raise ConfigError(f"randomise.{name}", f"{low:g}..{high:g}", allowed=f"low..high within {_LEAST_FACTOR:g}..{_MOST_FACTOR:g}")  # fmt: skip
         low, high = self._pair("delay")
-        if low != int(low) or high != int(high) or not 0 <= low <= high <= _MOST_DELAY:
+        if not isinstance(low, int) or not isinstance(high, int) or not 0 <= low <= high <= _MOST_DELAY:
             raise ConfigError(
                 "randomise.delay", f"{low}..{high}", allowed=f"whole numbers, low..high within 0..{_MOST_DELAY}"
             )

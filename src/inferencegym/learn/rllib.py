@@ -32,8 +32,9 @@ from inferencegym.envs.env import PlantEnv
 from inferencegym.envs.vector import PlantVectorEnv
 from inferencegym.ground.archive import Array
 from inferencegym.ground.errors import ConfigError, MissingExtraError
-from inferencegym.learn.config import PPO, RANDOM, TrainConfig
+from inferencegym.learn.config import TrainConfig
 from inferencegym.learn.distributed import LOCAL, connected, own_errors
+from inferencegym.learn.settings import PPO, RANDOM
 from inferencegym.learn.train import CONFIG, POLICY
 from inferencegym.learn.validate import best_static, values_of
 from inferencegym.learn.varied import vary

@@ -19,7 +19,8 @@ from inferencegym.envs.splits import scenario
 from inferencegym.ground.errors import ConfigError, MissingExtraError
 from inferencegym.ground.rng import stream
 from inferencegym.learn.checkpoint import State
-from inferencegym.learn.config import CMA, TrainConfig
+from inferencegym.learn.config import TrainConfig
+from inferencegym.learn.settings import CMA
 from inferencegym.learn.varied import vary
 from inferencegym.policies.tuned import DEFAULTS, HIGHS, LOWS, NAMES, SCALES, decide, fresh_memory
 

@@ -19,8 +19,9 @@ import numpy as np
 from inferencegym.ground.errors import ConfigError, UnknownNameError
 from inferencegym.learn import checkpoint
 from inferencegym.learn.config import TrainConfig
+from inferencegym.learn.curve import CURVE
 from inferencegym.learn.distributed import share_out
-from inferencegym.learn.train import CONFIG, CURVE, POLICY, SUMMARY, Result, train
+from inferencegym.learn.train import CONFIG, POLICY, SUMMARY, Result, train
 from inferencegym.learn.workers import at_most
 
 NAME = "sweep.json"
@@ -116,9 +117,7 @@ def sweep(
             raise ConfigError("out", f"'{run.folder}' holds a training", allowed="another folder; or resume the sweep: --resume")  # fmt: skip
     # A task on a cluster asks for one processor; on this machine the trainings share what there is.
     processes = 1 if ray else max(1, len(os.sched_getaffinity(0)) // min(workers, max(len(runs), 1)))
-    jobs = [
-        _Job(run.config, str(run.folder.resolve()), minutes, processes) for run in runs
-    ]  # fmt: skip
+    jobs = [_Job(run.config, str(run.folder.resolve()), minutes, processes) for run in runs]
     done: dict[int, Result] = {}
     for at, (result, files) in share_out(_train, jobs, workers=workers, ray=ray):
         run = runs[at]

@@ -6,63 +6,36 @@ A training's folder holds `config.toml`, `curve.csv` (a row an update), `checkpo
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 import inferencegym
 from inferencegym.envs import catalogue
-from inferencegym.envs.batch import Task
 from inferencegym.ground.archive import BROKEN, Array
-from inferencegym.ground.errors import ConfigError, MissingExtraError
+from inferencegym.ground.errors import ConfigError
 from inferencegym.learn import checkpoint
+from inferencegym.learn.algorithms import make_learner, one_thread
 from inferencegym.learn.checkpoint import State
-from inferencegym.learn.config import ALGORITHMS, PPO, TrainConfig, from_data
+from inferencegym.learn.config import TrainConfig, from_data
+from inferencegym.learn.curve import Curve
+from inferencegym.learn.curve import Row as CurveRow
 from inferencegym.learn.validate import best_static, values_of
 from inferencegym.learn.varied import delayed
 from inferencegym.policies.trained import Notes, policy_of, save
 
-CURVE, POLICY, SUMMARY, CONFIG = "curve.csv", "policy.npz", "summary.json", "config.toml"
+POLICY, SUMMARY, CONFIG = "policy.npz", "summary.json", "config.toml"
 _CHECKPOINT_EVERY_S = 60.0
 _ACCOUNT = ("update", "steps", "episodes", "episode_return", "episode_value", "episode_steps")
 _JUDGED = ("validation", "best")
 #: Of a training with delays: mean value on the same scenarios with news 1, 2, ... decisions old.
 _DELAYED = "validation_delayed"
-
-
-class Learner(Protocol):
-    """An algorithm at work."""
-
-    kind: str
-    """network, table, rule, linear or feedback."""
-    activation: str
-    figures: tuple[str, ...]
-    """What it says of its last update, beside the account of episodes."""
-
-    @property
-    def steps(self) -> int:
-        """Decisions so far."""
-
-    def update(self) -> dict[str, float]:
-        """Collect and learn once."""
-
-    def arrays(self) -> dict[str, Array]:
-        """The policy as it stands, as `policies.trained.load` wants it."""
-
-    def keep(self) -> State:
-        """Everything that the next update depends on."""
-
-    def restore(self, state: State) -> None:
-        """Go on from there; ValueError, KeyError or RuntimeError if it does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +114,7 @@ def train(
         config = _resumed(config, kept[0], file)
     if config is None:
         raise ConfigError("config", "is missing", allowed="settings, or a training to resume")
-    with _one_thread(config):
+    with one_thread(config):
         training = _Training(config, folder)
         if kept is not None:
             training.restore(file, *kept)
@@ -155,8 +128,7 @@ class _Training:
         self.learner = make_learner(config, self.task)
         most = config.randomise.delay[1]
         self.late = delayed(self.task, most) if most else None
-        self.columns = (*_ACCOUNT, *self.learner.figures, *_JUDGED, *((_DELAYED,) if most else ()))
-        self.curve: list[dict[str, float | None]] = []
+        self.curve = Curve(folder, (*_ACCOUNT, *self.learner.figures, *_JUDGED, *((_DELAYED,) if most else ())))
         self.best: tuple[Notes, dict[str, Array]] | None = None
         self.worse = 0
         """Validations since the best."""
@@ -166,19 +138,17 @@ class _Training:
     def run(self, minutes: float | None, tell: Tell | None, stop: Callable[[Progress], bool] | None) -> Result:
         begun, cpu, first = time.monotonic(), time.process_time(), self.learner.steps
         deadline = math.inf if minutes is None else begun + 60.0 * minutes
-        if not self.curve:
+        if not self.curve.rows:
             self.bar = best_static(self.task, self.indices)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config.save(self.folder / CONFIG)
-        self._write_curve()
+        self.curve.open()
         if self.best is not None:
             save(self.folder / POLICY, *self.best)
-        board = _Board(self.folder)
         saved, ended = time.monotonic(), ""
         while not (ended := ended or self._over()):
             row = self._update()
-            self._append(row)
-            board.add(row)
+            self.curve.add(row)
             now = time.monotonic()
             done = max(self.learner.steps - first, 1)
             left = min((now - begun) / done * max(self.config.steps - self.learner.steps, 0), deadline - now)
@@ -192,12 +162,12 @@ class _Training:
             if ended or row["validation"] is not None or now - saved > _CHECKPOINT_EVERY_S:
                 self._checkpoint()
                 saved = time.monotonic()
-        board.close()
+        self.curve.close()
         best = self._last_look(ended)
         spent, took = time.process_time() - cpu, self.learner.steps - first
         result = Result(
             config=self.config, policy=self.folder / POLICY, best=_value(best), best_steps=best.steps, best_static=self.bar,
-            best_delayed=best.more.get(_DELAYED), steps=self.learner.steps, updates=len(self.curve), ended=ended, wall_s=time.monotonic() - begun, cpu_s=spent,
+            best_delayed=best.more.get(_DELAYED), steps=self.learner.steps, updates=len(self.curve.rows), ended=ended, wall_s=time.monotonic() - begun, cpu_s=spent,
             steps_per_cpu_s=took / max(spent, 1e-9),
         )  # fmt: skip
         (self.folder / SUMMARY).write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
@@ -208,7 +178,7 @@ class _Training:
             return "all steps"
         return "patience" if 0 < self.config.patience <= self.worse else ""
 
-    def _update(self) -> dict[str, float | None]:
+    def _update(self) -> CurveRow:
         before = self.learner.steps
         figures = self.learner.update()
         now, every = self.learner.steps, self.config.validate_every
@@ -223,7 +193,7 @@ class _Training:
                 self.worse += 1
         best = None if self.best is None else _value(self.best[0])
         return {
-            "update": len(self.curve) + 1,
+            "update": len(self.curve.rows) + 1,
             "steps": now,
             **figures,
             "validation": value,
@@ -248,7 +218,7 @@ class _Training:
 
     def _last_look(self, ended: str) -> Notes:
         """The best policy's notes. A training that was cut short between two validations may have a better one in hand; the curve does not know it."""
-        if ended in ("time", "stopped") and (not self.curve or self.curve[-1]["validation"] is None):
+        if ended in ("time", "stopped") and (not self.curve.rows or self.curve.rows[-1]["validation"] is None):
             notes, arrays = self._candidate()
             if self.best is None or _worth(notes) > _worth(self.best[0]):
                 save(self.folder / POLICY, notes, arrays)
@@ -256,31 +226,17 @@ class _Training:
         assert self.best is not None, "the last step of a training is validated"
         return self.best[0]
 
-    def _progress(self, row: dict[str, float | None], left_s: float) -> Progress:
+    def _progress(self, row: CurveRow, left_s: float) -> Progress:
         value = row["episode_value"]
         return Progress(
-            update=len(self.curve), steps=self.learner.steps, all_steps=self.config.steps, episode_value=math.nan if value is None else value,
+            update=len(self.curve.rows), steps=self.learner.steps, all_steps=self.config.steps, episode_value=math.nan if value is None else value,
             validation=row["validation"], best=row["best"], best_steps=0 if self.best is None else self.best[0].steps, best_static=self.bar,
             left_s=left_s,
         )  # fmt: skip
 
-    # --- files -------------------------------------------------------------------------------------------------------
-
-    def _append(self, row: dict[str, float | None]) -> None:
-        self.curve.append(row)
-        with (self.folder / CURVE).open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(_cells(row, self.columns))
-
-    def _write_curve(self) -> None:
-        """The whole curve: what a killed training wrote after its last checkpoint will be written again."""
-        with (self.folder / CURVE).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.columns)
-            writer.writerows(_cells(row, self.columns) for row in self.curve)
-
     def _checkpoint(self) -> None:
         header = {
-            "config": asdict(self.config), "task_digest": self.task.digest, "version": inferencegym.__version__, "curve": self.curve, "worse": self.worse,
+            "config": asdict(self.config), "task_digest": self.task.digest, "version": inferencegym.__version__, "curve": self.curve.rows, "worse": self.worse,
             "bar": self.bar, "best": None if self.best is None else asdict(self.best[0]),
         }  # fmt: skip
         best = {} if self.best is None else self.best[1]
@@ -292,84 +248,13 @@ class _Training:
             raise checkpoint.foreign(file, f"the task '{self.task.name}' has changed since")
         try:
             self.learner.restore(state)
-            self.curve, self.worse, self.bar = list(header["curve"]), int(header["worse"]), header["bar"]
+            self.curve.rows, self.worse, self.bar = list(header["curve"]), int(header["worse"]), header["bar"]
             if header["best"] is not None:
                 notes = Notes(**header["best"])
                 policy_of(notes, best)
                 self.best = notes, best
         except BROKEN as error:
             raise checkpoint.foreign(file, str(error).split("\n")[0]) from error
-
-
-class _Board:
-    """Curves for TensorBoard, where it is installed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._writer: Any = None
-        if find_spec("tensorboard") and find_spec("torch"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def add(self, row: dict[str, float | None]) -> None:
-        if self._writer is None:
-            return
-        for name, value in row.items():
-            if value is not None and name not in ("update", "steps") and not math.isnan(value):
-                self._writer.add_scalar(name, value, int(row["steps"] or 0))
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-def make_learner(config: TrainConfig, task: Task) -> Learner:
-    """The algorithm of the settings, at its beginning."""
-    if config.algorithm == "q-table":
-        from inferencegym.learn.qtable import TableLearner
-
-        return TableLearner(config, task)
-    if config.algorithm == "forks":
-        from inferencegym.learn.forklearner import ForkLearner
-
-        return ForkLearner(config, task)
-    if config.algorithm == "imitate":
-        from inferencegym.learn.imitate import ImitationLearner
-
-        return ImitationLearner(config, task)
-    if config.algorithm == "cma":
-        if task.surface.name == "knobs":
-            from inferencegym.learn.linear_search import LinearLearner
-
-            return LinearLearner(config, task)
-        from inferencegym.learn.search import RuleLearner
-
-        return RuleLearner(config, task)
-    if config.algorithm == "feedback":
-        from inferencegym.learn.feedback_search import FeedbackLearner
-
-        return FeedbackLearner(config, task)
-    from inferencegym.learn.learners import DQNLearner, PPOLearner
-
-    return (PPOLearner if ALGORITHMS[config.algorithm] is PPO else DQNLearner)(config, task)
-
-
-@contextmanager
-def _one_thread(config: TrainConfig) -> Iterator[None]:
-    """Several threads would add up gradients in an order that changes; and for networks this small they are slower."""
-    if config.algorithm in ("q-table", "cma", "feedback"):
-        yield
-        return
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError("train", f"the algorithm '{config.algorithm}'") from error
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _resumed(config: TrainConfig | None, header: dict[str, Any], file: Path) -> TrainConfig:
@@ -400,11 +285,3 @@ def _worth(notes: Notes) -> float:
     """
     late = notes.more.get(_DELAYED)
     return _value(notes) if late is None else (_value(notes) + float(late)) / 2
-
-
-def _cells(row: dict[str, float | None], columns: tuple[str, ...]) -> list[str]:
-    cells = []
-    for name in columns:
-        value = row.get(name)
-        cells.append("" if value is None or math.isnan(value) else repr(value))
-    return cells

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from multiprocessing import get_context
 from os import sched_getaffinity
 from typing import Any, TypeVar
@@ -33,23 +34,40 @@ def at_most(workers: int | None) -> Iterator[None]:
 class Workers:
     """A pool that is opened with its first job, and gone when its owner is."""
 
-    def __init__(self, hire: Callable[..., None], given: tuple[Any, ...], workers: int | None = None) -> None:
-        """`hire(*given)` prepares a process; `workers`: unset, one for each processor this process may use, but `at_most` so many."""
-        self.hire, self.given = hire, given
+    def __init__(self, make: Callable[..., Any], given: tuple[Any, ...], workers: int | None = None) -> None:
+        """`make(*given)`: what jobs are done with, made once in each process; `workers`: unset, one for each processor this process may use, but
+        `at_most` so many.
+        """
+        self.make, self.given = make, given
+        self._made: Any = None
         self.workers = min(len(sched_getaffinity(0)), _MOST.get() or sys.maxsize) if workers is None else workers
         self._pool: ProcessPoolExecutor | None = None
 
-    def map(self, work: Callable[[_J], _R], jobs: Sequence[_J]) -> Iterator[_R]:
-        """What `work` makes of each job."""
+    def map(self, work: Callable[[Any, _J], _R], jobs: Sequence[_J]) -> Iterator[_R]:
+        """`work(what was made, job)` of each job."""
         if self.workers == 1:
-            self.hire(*self.given)
-            yield from (work(job) for job in jobs)
+            if self._made is None:
+                self._made = self.make(*self.given)
+            yield from (work(self._made, job) for job in jobs)
             return
         if self._pool is None:
             # Fresh processes: a forked one would inherit locks of threads that are not there.
             self._pool = ProcessPoolExecutor(
-                self.workers, mp_context=get_context("spawn"), initializer=self.hire, initargs=self.given
+                self.workers, mp_context=get_context("spawn"), initializer=_make, initargs=(self.make, self.given)
             )
             # They go when their owner is forgotten.
             finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
-        yield from self._pool.map(work, jobs)
+        yield from self._pool.map(partial(_do, work), jobs)
+
+
+#: In a process of a pool: the one thing that its jobs are done with.
+_made: list[Any] = []
+
+
+def _make(make: Callable[..., Any], given: tuple[Any, ...]) -> None:
+    _made.append(make(*given))
+
+
+def _do(work: Callable[[Any, _J], _R], job: _J) -> _R:
+    (made,) = _made
+    return work(made, job)
