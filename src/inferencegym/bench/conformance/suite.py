@@ -55,7 +55,7 @@ async def run(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), headers=headers, timeout=aiohttp.ClientTimeout(total=None))
         )  # fmt: skip
         probe = Probe(asked, asked.model, session, upstream)
-        probe.model = asked.model or await _first_model(probe)
+        probe.model = await _model(probe)
         for check in checks:
             results.append(await _one(check, probe))
             if on_result is not None:
@@ -84,13 +84,15 @@ async def _one(check: Check, probe: Probe) -> Result:
     return Result(check, verdict, " ".join(note.split()), clock() - begin)
 
 
-async def _first_model(probe: Probe) -> str:
-    """The first model that the server offers; a gateway in front of the suite's own server gets time to find it."""
+async def _model(probe: Probe) -> str:
+    """The model to ask for, when the server answers; a gateway in front of the suite's own server gets time to find it."""
     clock = asyncio.get_running_loop().time
     by = clock() + (START_S if probe.upstream is not None else 0.0)
     while True:
         try:
             told = await probe.call("GET", MODELS)
+            if probe.asked.model:
+                return probe.asked.model
             names = [str(one["id"]) for one in msgspec.json.decode(told.body)["data"]]
             if names:
                 return names[0]

@@ -61,6 +61,8 @@ class Upstream:
         self.default = Act()
         self.seen: list[Seen] = []
         self.connections = 0
+        self.running = 0
+        """Requests that are being answered."""
         self.healthy = True
         self.metrics = b""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,7 +115,9 @@ class Upstream:
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in head[1:] if line)}
         body = await _body(reader, headers)
         if method in ("GET", "HEAD"):
-            self._whole(writer, *self._get(path))
+            self._whole(
+                writer, *self._get(path), kind="text/plain; version=0.0.4" if path == "/metrics" else "application/json"
+            )
             await writer.drain()
             return True
         try:
@@ -132,12 +136,14 @@ class Upstream:
             self._arrived.notify_all()
         gone = asyncio.ensure_future(reader.read(1))
         answer = asyncio.ensure_future(self._act(act, seen, writer))
+        self.running += 1
         await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             seen.aborted.set()
         answer.cancel()
         gone.cancel()
         results = await asyncio.gather(answer, gone, return_exceptions=True)
+        self.running -= 1
         return results[0] is True and not act.close
 
     def _get(self, path: str) -> tuple[int, bytes]:
@@ -147,8 +153,15 @@ class Upstream:
             return 200, self.metrics
         return (200, b'{"status":"ok"}') if self.healthy else (503, b'{"status":"no"}')
 
-    def _whole(self, writer: Any, status: int, body: bytes, extra: tuple[tuple[str, str], ...] = ()) -> None:
-        lines = [f"HTTP/1.1 {status} X", "content-type: application/json", f"content-length: {len(body)}"]
+    def _whole(
+        self,
+        writer: Any,
+        status: int,
+        body: bytes,
+        extra: tuple[tuple[str, str], ...] = (),
+        kind: str = "application/json",
+    ) -> None:
+        lines = [f"HTTP/1.1 {status} X", f"content-type: {kind}", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in extra]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
@@ -201,6 +214,8 @@ class Upstream:
                     await asyncio.sleep(0)
             await writer.drain()
             await asyncio.sleep(act.gap_s)
+            if sent == act.at and act.kind == "error_event":
+                break
         if act.kind == "linger":
             await asyncio.Event().wait()
         writer.write(b"0\r\n\r\n")
@@ -301,9 +316,22 @@ class MarkedUpstream(Upstream):
         return None
 
     def _get(self, path: str) -> tuple[int, bytes]:
-        if path.endswith("/models"):
-            return 200, json.dumps({"object": "list", "data": [{"id": self.MODEL, "object": "model"}]}).encode()
-        return super()._get(path)
+        about = {"id": self.MODEL, "object": "model", "created": 1, "owned_by": "conformance"}
+        if path.startswith("/v1/models"):
+            name = path.removeprefix("/v1/models").removeprefix("/")
+            if name == self.MODEL:
+                return 200, json.dumps(about).encode()
+            if not name:
+                return 200, json.dumps({"object": "list", "data": [about]}).encode()
+        if path == "/metrics":
+            head = "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running"
+            return (
+                200,
+                f"{head} {self.running}\n# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting 0\n".encode(),
+            )
+        if path in ("/health", "/v1/health", "/readyz"):
+            return super()._get(path)
+        return 404, _refusal("there is no such page", None, "not_found")
 
 
 _MARK = re.compile(r"\[\[(\w+)((?: \w+=[\w.-]+)*)\]\]")
