@@ -6,6 +6,7 @@ import asyncio
 import math
 from math import inf
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,7 +15,9 @@ from inferencegym.ground.units import MIB
 from inferencegym.runtime.backends.pool import Traits
 from inferencegym.runtime.gpu import Gpu, GpuReader
 from inferencegym.runtime.plant import GatewayPlant, Prices
-from inferencegym.runtime.settings import DispatchSettings, ServiceClass, Settings
+from inferencegym.runtime.ports import Capabilities
+from inferencegym.runtime.settings import BackendSettings, DispatchSettings, ServiceClass, Settings
+from tests.runtime.fakes import HANG, FakeBackend
 from tests.runtime.virtual import House, mock, run_house
 
 CLASSES = (ServiceClass("free", priority=5, ttft_slo_s=1.0), ServiceClass("vip", ttft_slo_s=0.02))
@@ -129,6 +132,35 @@ def test_what_cannot_be_turned_is_refused_with_a_reason():
         assert "pools" in applied.refused["prefill_decode_split"]
 
     run_house(test, OPEN)
+
+
+@pytest.mark.parametrize("says", ["backend", "settings", "nobody"])
+def test_a_share_of_the_kv_is_a_cap_on_tokens_where_their_number_is_known(says):
+    class Plain(FakeBackend):
+        def capabilities(self):
+            return Capabilities(fields=None, kv_tokens=1000 if says == "backend" else None)
+
+    settings = OPEN
+    if says == "settings":
+        named = BackendSettings("openai", "fake", url="http://127.0.0.1:9", kv_tokens=1000)
+        settings = msgspec.structs.replace(OPEN, backends=(named,))
+
+    async def test(house: House) -> None:
+        plant = GatewayPlant(house.gateway)
+        applied = plant.apply(Knobs(kv_budget_fraction=0.5))
+        if says == "nobody":
+            assert "kv_tokens" in applied.refused["kv_budget_fraction"]
+            return
+        assert applied.refused == {}
+        flows = [house.begin(prompt=200, most=100) for _ in range(5)]
+        assert (house.gateway.in_flight(), house.gateway.waiting()) == (2, 3), "the one that passes 500 may go"
+        assert plant.snapshot().kv_cache_occupancy == 1.0
+        plant.apply(Knobs(kv_budget_fraction=1.0))
+        assert house.gateway.in_flight() == 5
+        for flow in flows:
+            flow.leave()
+
+    run_house(test, settings, [Plain(lambda ask: [HANG])])
 
 
 def test_variants_and_pools_are_routed_to():

@@ -538,6 +538,23 @@ METRICS: tuple[Metric, ...] = (
         group=GATEWAY,
     ),
     _counter(
+        "recorded",
+        "Recorded",
+        "requests",
+        "requests that lie in whole files of recorder.folder",
+        "How much of the traffic is kept.",
+        group=GATEWAY,
+    ),
+    _counter(
+        "unrecorded",
+        "Not recorded",
+        "requests",
+        "requests whose file could not be written",
+        "How much of the traffic a full disk has cost.",
+        better="lower",
+        group=GATEWAY,
+    ),
+    _counter(
         "released",
         "Released",
         "requests",

@@ -23,7 +23,7 @@ from inferencegym.runtime.histogram import Histogram
 from inferencegym.runtime.ports import Load
 from inferencegym.runtime.promtext import Text
 from inferencegym.runtime.recorder import ClassFigures, Mark
-from inferencegym.runtime.told import Engine, Now, Reasons, Told, Window, together
+from inferencegym.runtime.told import Durations, Engine, Now, Reasons, Told, Window, together
 
 #: Service classes that get a label of their own; the others are `other` together.
 MOST_CLASSES = 64
@@ -93,7 +93,8 @@ class Exporter:
             marks.append(now)
         good_rps = seen.good / seen.span_s if seen.span_s > 0 else 0.0
         return Window(
-            seen.span_s, seen.arrivals, seen.finished, seen.emitted_tokens, good_rps, seen.decided, seen.met, seen.ttft, seen.itl
+            seen.span_s, seen.arrivals, seen.finished, seen.emitted_tokens, good_rps, seen.decided, seen.met, Durations(seen.ttft),
+            Durations(seen.itl),
         )  # fmt: skip
 
     def _engines(self) -> dict[str, Engine]:
@@ -118,6 +119,8 @@ class Exporter:
             "cached_tokens": recorder.cached_tokens,
             "retries": self._gateway.retries,
         }
+        if self._gateway.settings.recorder.folder:
+            counters |= {"recorded": recorder.journal.written, "unrecorded": recorder.journal.lost}
         if shared is not None:
             counters |= {"shared_failures": shared.failures, "shared_local": shared.local}
         return counters
@@ -149,8 +152,10 @@ class Exporter:
         of_model = {"model_name": model[0] if len(model) == 1 else "all"}
         for name, by_class in told.latencies.items():
             about = metric(name)
-            text.histogram(about, about.prometheus, [({"class": label}, h) for label, h in by_class.items()])
-            text.histogram(about, about.vllm, [(of_model, sum(by_class.values(), ItlHistogram()))])
+            text.histogram(
+                about, about.prometheus, [({"class": label}, one.histogram) for label, one in by_class.items()]
+            )
+            text.histogram(about, about.vllm, [(of_model, _sum(by_class))])
         for kind, plain in (("gauge", gauges(told)), ("counter", counters(told))):
             for name, value in plain.items():
                 about = metric(name)
@@ -201,13 +206,13 @@ class Exporter:
         return {
             "window": {
                 "span_s": window.span_s, "arrivals": window.arrivals, "finished": window.finished, "output_tokens": window.output_tokens,
-                "slo_attainment": _share(window), "ttft_s": _percentiles(window.ttft), "itl_s": _percentiles(window.itl),
+                "slo_attainment": _share(window), "ttft_s": _percentiles(window.ttft.histogram), "itl_s": _percentiles(window.itl.histogram),
             },
             "gauges": gauges(told),
             "counters": counters(told),
             "by_reason": told.reasons,
             "classes": told.now.by_class,
-            "latencies": {name: _percentiles(sum(of.values(), ItlHistogram())) for name, of in told.latencies.items()},
+            "latencies": {name: _percentiles(_sum(of)) for name, of in told.latencies.items()},
             "backends": {
                 name: {"backend_in_flight": float(engine.in_flight), "backend_up": float(engine.up)} for name, engine in told.engines.items()
             },
@@ -264,9 +269,13 @@ def labelled(told: Told) -> list[tuple[str, str, dict[str, float]]]:
 _GPU_FIELDS = ("busy_fraction", "memory_used_bytes", "memory_bytes", "power_w", "temperature_c")
 
 
-def _together(histograms: list[Histogram]) -> ItlHistogram:
+def _together(histograms: list[Histogram]) -> Durations:
     first, *rest = (histogram.frozen() for histogram in histograms)
-    return sum(rest, first)
+    return Durations(sum(rest, first))
+
+
+def _sum(by_class: Mapping[str, Durations]) -> ItlHistogram:
+    return sum((one.histogram for one in by_class.values()), ItlHistogram())
 
 
 def _share(window: Window) -> float:

@@ -130,7 +130,7 @@ class Journal:
         """In the writer's thread: a full disk costs these rows, and is said; no request of a client breaks for it."""
         try:
             _write(folder, number, rows, *names)
-        except OSError as error:
+        except (OSError, InputError) as error:
             self.lost += len(rows)
             _LOG.error("records-%05d in %s could not be written: %s", number, folder, error)
         else:

@@ -43,8 +43,8 @@ class GatewayPlant:
 
     def __init__(self, gateway: Gateway, *, kv_tokens: float | None = None, prices: Prices | None = None, gpu: GpuReader | None = None,
                  patch: Callable[[Mapping[str, Any]], object] | None = None) -> None:  # fmt: skip
-        """`kv_tokens`: tokens that all backends' KV holds together, which kv_budget_fraction is a share of; None: unknown, and the knob is
-        refused unless a backend has it. `patch`: how live settings are changed (`LiveConfig.patch`), so that the change has a version and can be
+        """`kv_tokens`: tokens that all backends' KV holds together, which kv_budget_fraction is a share of; None: what the settings or the
+        backends say of each, and where one says nothing the knob is refused, unless backends turn it themselves. `patch`: how live settings are changed (`LiveConfig.patch`), so that the change has a version and can be
         reverted; None: directly.
         """
         self._gateway, self._kv_tokens, self._patch = gateway, kv_tokens, patch
@@ -124,9 +124,17 @@ class GatewayPlant:
         told = [load.kv_used_fraction for load in loads if not math.isnan(load.kv_used_fraction)]
         if told:
             return sum(told) / len(told)
-        if self._kv_tokens:
-            return min(1.0, self._gateway.dispatcher.kv_tokens / (self._kv_tokens * self._kv_fraction))
-        return _NONE
+        held = self._held()
+        return min(1.0, self._gateway.dispatcher.kv_tokens / (held * self._kv_fraction)) if held else _NONE
+
+    def _held(self) -> float | None:
+        """Tokens that all backends' KV holds together; None if of one it is not known."""
+        if self._kv_tokens is not None:
+            return self._kv_tokens
+        said = {one.name: one.kv_tokens for one in self._gateway.settings.backends}
+        each = [said.get(one.name) or one.capabilities().kv_tokens for one in self._gateway.pool.backends]
+        known = [tokens for tokens in each if tokens is not None]
+        return float(sum(known)) if len(known) == len(each) else None
 
     def _seats(self) -> float:
         return float(sum(seat.limit for seat in self._gateway.dispatcher.seats))
@@ -171,10 +179,14 @@ class GatewayPlant:
             problem = self._backends_turn(able, "kv_budget_fraction", value)
             if problem:
                 return problem
-        elif self._kv_tokens is None:
-            return "no backend can change it, and how many tokens their KV holds is not known"
-        if self._kv_tokens is not None:
-            self._gateway.dispatcher.kv_tokens_cap = math.inf if value >= 1.0 else self._kv_tokens * float(value)
+        # Backends that turn it themselves know their memory better than a count of tokens does.
+        held = self._kv_tokens if able else self._held()
+        if held is None and not able:
+            return (
+                "no backend can change it, and how many tokens their KV holds is not known: set backends.NAME.kv_tokens"
+            )
+        if held is not None:
+            self._gateway.dispatcher.kv_tokens_cap = math.inf if value >= 1.0 else held * float(value)
         self._kv_fraction = float(value)
         return ""
 

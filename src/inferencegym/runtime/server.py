@@ -51,6 +51,7 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc]
         self.stuck_since_s, self.taken = float("inf"), 0
         self._timer: asyncio.TimerHandle | None = None
         self._in_body = False
+        self._answering: Any = None
 
     def connection_made(self, transport: Any) -> None:
         """A client has connected: its first head is awaited."""
@@ -62,11 +63,15 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc]
         self.gone = True
         self._in_time()
         self._unset_keepalive_if_required()
+        if self._answering is not None:
+            # uvicorn tells it to the latest request only; where some came at once, an earlier one is being answered.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
         if self.on_gone is not None:
             self.on_gone("client_left")
         # Requests that are under way hold what they need. Without these circles all goes with them, and no collector has to come for it.
-        self.cycle = self.scope = self.headers = None
+        self.cycle = self.scope = self.headers = self._answering = None
         self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
@@ -97,6 +102,10 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc]
         super().on_message_complete()
         if not self.pipeline:
             self.flow.resume_reading()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def chunk(self, data: bytes) -> bool:
         """Write one chunk of the response that is under way, without the detour by ASGI's messages; False where that has to decide or to wait."""

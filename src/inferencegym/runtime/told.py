@@ -18,6 +18,19 @@ from inferencegym.metrics.itl import BINS, ItlHistogram
 Reasons = dict[str, dict[str, float]]
 
 
+class Durations:
+    """A histogram, to be told: a class of its own because msgspec would write a dataclass field by field."""
+
+    __slots__ = ("histogram",)
+
+    def __init__(self, histogram: ItlHistogram) -> None:
+        self.histogram = histogram
+
+    def __add__(self, other: Durations) -> Durations:
+        """Both together."""
+        return Durations(self.histogram + other.histogram)
+
+
 class Engine(msgspec.Struct):
     """One backend, as one worker sees it."""
 
@@ -65,8 +78,8 @@ class Window(msgspec.Struct):
     """Requests whose first token came, is overdue, or will never come."""
     met: int
     """Those of them whose first token came within the objective."""
-    ttft: ItlHistogram
-    itl: ItlHistogram
+    ttft: Durations
+    itl: Durations
 
     def __add__(self, other: Window) -> Window:
         """The same minute of two workers."""
@@ -109,7 +122,7 @@ class Told(msgspec.Struct):
     counters: dict[str, float]
     reasons: Reasons
     """Counters by reason."""
-    latencies: dict[str, dict[str, ItlHistogram]]
+    latencies: dict[str, dict[str, Durations]]
     """Metric to class to histogram."""
     workers: int = 1
     """Processes that run."""
@@ -160,19 +173,20 @@ def _most(one: float | None, other: float | None) -> float | None:
 
 
 def _put(value: Any) -> Any:
-    if isinstance(value, ItlHistogram):
-        where = np.flatnonzero(value.counts)
-        # The sum as text: JSON's integers end at 64 bits, five months of latencies do not.
-        return [where.tolist(), value.counts[where].tolist(), str(value.sum_ps)]
-    raise NotImplementedError(type(value))
+    if not isinstance(value, Durations):
+        raise NotImplementedError(type(value))
+    held = value.histogram
+    where = np.flatnonzero(held.counts)
+    # The sum as text: JSON's integers end at 64 bits, five months of latencies do not.
+    return [where.tolist(), held.counts[where].tolist(), str(held.sum_ps)]
 
 
 def _take(kind: type[Any], found: Any) -> Any:
-    if kind is ItlHistogram:
-        counts = np.zeros(BINS, np.int64)
-        counts[found[0]] = found[1]
-        return ItlHistogram(counts, int(found[2]), sum(found[1]))
-    raise NotImplementedError(kind)
+    if kind is not Durations:
+        raise NotImplementedError(kind)
+    counts = np.zeros(BINS, np.int64)
+    counts[found[0]] = found[1]
+    return Durations(ItlHistogram(counts, int(found[2]), sum(found[1])))
 
 
 encode = msgspec.json.Encoder(enc_hook=_put).encode

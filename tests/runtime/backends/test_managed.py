@@ -86,6 +86,18 @@ def test_llama_is_always_told_its_slots_and_the_launcher_reads_the_same_argument
     assert python[:3] == ["/venv/bin/python", "-I", llama_serve.__file__]
 
 
+def test_how_many_tokens_their_memory_holds(gguf):
+    llama = LlamaCpp("l", model_path=gguf, slots=3, ctx_tokens=100, command=("llama-server",))
+    assert llama.capabilities().kv_tokens == 300
+    assert LlamaCpp("l", adopt=True, url="http://127.0.0.1:9").capabilities().kv_tokens is None, "it may be one for all"
+    vllm = Vllm("v", model="m", adopt=True, url="http://127.0.0.1:9")
+    vllm.read_labels('vllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1.0\n')
+    assert vllm.capabilities().kv_tokens is None
+    engine = 'vllm:cache_config_info{block_size="16",cache_dtype="auto",num_gpu_blocks="1000",num_gpu_blocks_override="7"} 1.0\n'
+    vllm.read_labels(engine + engine.replace("1000", "500"))
+    assert vllm.capabilities().kv_tokens == 24_000
+
+
 def test_llama_says_what_is_missing(gguf, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="there is no file"):
         LlamaCpp("l", model_path="/nowhere.gguf", command=("x",))

@@ -84,6 +84,10 @@ class LlamaCpp(Managed):
             self.native_concurrency = seats
         self.seats, self.max_model_len = seats, tokens
 
+    def kv_tokens(self) -> int | None:
+        """The context of all slots together. An adopted server may share one context among its slots (-kvu), and does not say."""
+        return None if self.adopt or self.max_model_len is None else self.max_model_len * self.seats
+
     async def slots(self) -> list[dict[str, Any]]:
         """What each slot does, as the server says (GET /slots)."""
         found = await self.get_json(self.root.join(URL("/slots")))

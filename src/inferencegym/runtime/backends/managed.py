@@ -99,7 +99,12 @@ class Managed(OpenAI):
             native_concurrency=self.native_concurrency,
             knobs=frozenset({"batch_cap"}),
             max_model_len=self.max_model_len,
+            kv_tokens=self.kv_tokens(),
         )
+
+    def kv_tokens(self) -> int | None:
+        """Tokens that its KV memory holds, as it says; None where it does not."""
+        return None
 
     async def start(self) -> None:
         """Start it, or find it. BackendError with the end of its log; ConfigError if somebody else has its address."""
@@ -146,7 +151,12 @@ class Managed(OpenAI):
         except BackendError:
             return
         if status == 200:
-            self.figures = read_figures(body.decode("utf-8", "replace"))
+            text = body.decode("utf-8", "replace")
+            self.figures = read_figures(text)
+            self.read_labels(text)
+
+    def read_labels(self, text: str) -> None:
+        """What it says in labels instead of numbers; of Prometheus' text."""
 
     def figure(self, *names: str) -> float:
         """The first of these series that there is, else NaN."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ class Vllm(Managed):
         self._model_path, self._gpu_memory_utilization = model_path or model, gpu_memory_utilization
         self._asked_len = max_model_len
         self._limits: dict[str, int] = {}
+        self._kv_tokens: int | None = None
         self._program = tuple(command) if command or self.adopt else find_program(name)
 
     @property
@@ -82,6 +84,17 @@ class Vllm(Managed):
             self.max_model_len = min(lengths)
         if self.process is not None:
             self._write()
+
+    def kv_tokens(self) -> int | None:
+        """Blocks times tokens a block, as its metrics say."""
+        return self._kv_tokens
+
+    def read_labels(self, text: str) -> None:
+        """The size of its KV memory: labels of `vllm:cache_config_info`."""
+        engines = re.findall(r"^vllm:cache_config_info\{(.*)\}", text, re.MULTILINE)
+        sizes = [dict(re.findall(r'\b(block_size|num_gpu_blocks)="(\d+)"', labels)) for labels in engines]
+        if sizes and all(len(size) == 2 for size in sizes):
+            self._kv_tokens = sum(int(size["block_size"]) * int(size["num_gpu_blocks"]) for size in sizes)
 
     def load(self) -> Load:
         """Seats, queue, KV memory and preemptions, as it says."""
