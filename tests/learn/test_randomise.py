@@ -143,6 +143,12 @@ def test_a_branch_keeps_its_old_news(calm):
     np.testing.assert_array_equal(twin.observations[1], batch.observations[0])
 
 
+def test_tasks_whose_news_are_late_otherwise_have_other_digests(calm):
+    task = catalogue.task(calm)
+    ways = [task, vary(task, Randomise(delay=(0, 2))), vary(task, Randomise(delay=(2, 2))), delayed(task, 2)]
+    assert len({one.digest for one in ways}) == len(ways)
+
+
 def test_traffic_is_scaled_and_everything_else_stays(calm):
     for task, count in ((catalogue.task(calm), lambda t, n: len(t.workload(n))), (catalogue.task("medium"), lambda t, n: len(t.traffic(n).table))):  # fmt: skip
         twice = vary(task, Randomise(rate=(2.0, 2.0)))

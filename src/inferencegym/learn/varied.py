@@ -37,12 +37,15 @@ _SHARED = ("masks", "rewards", "terms", "terminated", "truncated")
 def vary(task: Task, randomise: Randomise) -> Task:
     """The task with what is drawn drawn; itself where nothing varies. ConfigError for a factor that the task cannot vary."""
     varied = _traffic_varied(task, randomise)
-    return LateTask(varied, randomise.delay[1], lambda number: randomise.draw(number).delay) if randomise.delay[1] else varied  # fmt: skip
+    low, high = randomise.delay
+    return (
+        LateTask(varied, high, lambda number: randomise.draw(number).delay, f"drawn {low}..{high}") if high else varied
+    )
 
 
 def delayed(task: Task, most: int) -> Task:
     """The task with news that are 1, 2, ..., `most` decisions old, scenario after scenario: how a policy is judged that was to get used to it."""
-    return LateTask(task, most, lambda number: 1 + number % most)
+    return LateTask(task, most, lambda number: 1 + number % most, f"in turn 1..{most}")
 
 
 def machine_of(task: Any, randomise: Randomise, number: int) -> Any:
@@ -202,12 +205,12 @@ def _demand(demand: Demand, rate: float, lengths: float) -> Demand:
 class LateTask:
     """A task with news that are old, scenario by scenario."""
 
-    def __init__(self, task: Task, most: int, delay_of: Callable[[int], int]) -> None:
-        """`delay_of`: decisions, at most `most`, for a scenario's number."""
+    def __init__(self, task: Task, most: int, delay_of: Callable[[int], int], said: str) -> None:
+        """`delay_of`: decisions, at most `most`, for a scenario's number; `said`: the same in words, for the digest."""
         self.task, self.most, self.delay_of = task, most, delay_of
         self.name, self.family, self.surface, self.steps = task.name, task.family, task.surface, task.steps
         self.reward_terms, self.description = task.reward_terms, task.description
-        self.digest = hashlib.sha256(f"{task.digest} late {most}".encode()).hexdigest()
+        self.digest = hashlib.sha256(f"{task.digest} late {said}".encode()).hexdigest()
 
     def batch(self, n: int) -> LateBatch:
         """Room for n episodes."""

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from inferencegym.decision.columns import Float32s, Floats, Masks
-from inferencegym.decision.knobs import COLUMNS, GRID, LEVERS, OFFSETS, Knobs, KnobsSurface
-from inferencegym.ground.errors import ConfigError
+from inferencegym.decision.knobs import COLUMNS, GRID, LEVERS, OFFSETS, Knobs
 from inferencegym.ground.jit import kernel
-from inferencegym.policies.tuned import Parameter, named
+from inferencegym.policies.commands import Commands
+from inferencegym.policies.parameters import Parameter, by_name, checked, named
 
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter("start", 1.0, 0.2, 0.1, 1.0, "share of an episode's first window (held to floor..top)"),
@@ -68,8 +68,8 @@ _HEADROOM, _MARGIN, _BUSY_RATE, _RATE_MEMORY, _BUSY_WINDOWS, _BUSY_FLOOR, _BUSY_
 _TROUBLE_SHARE, _TROUBLE_WINDOWS, _KEEP_WINDOWS, _TIER_CALM, _SEATS, _SEATS_CUT, _SEATS_BACK, _SPLIT, _PRIORITY = range(24, 33)  # fmt: skip
 _BEGUN, _RUNG, _CALM, _TROUBLE, _RAISED, _KEPT, _FAST, _SLOW, _BUSY_LEFT, _SEATS_NOW, _WINDOWS = range(MEMORY)
 
-_SEEN_KV, _SEEN_SLO, _SEEN_SHARE = (COLUMNS.index(f"{name}") for name in ("kv_cache_occupancy", "slo_compliance_rate", "kv_budget_fraction"))  # fmt: skip
-_SEEN_QUEUE, _SEEN_RATE, _SEEN_PREEMPTIONS = (COLUMNS.index(f"{name}") for name in ("queue_depth", "request_arrival_rate", "preemptions"))  # fmt: skip
+_SEEN_KV, _SEEN_SLO, _SEEN_SHARE = (COLUMNS.index(name) for name in ("kv_cache_occupancy", "slo_compliance_rate", "kv_budget_fraction"))  # fmt: skip
+_SEEN_QUEUE, _SEEN_RATE, _SEEN_PREEMPTIONS = (COLUMNS.index(name) for name in ("queue_depth", "request_arrival_rate", "preemptions"))  # fmt: skip
 _QUEUE_SPAN, _RATE_SPAN = (float(np.log1p(COLUMNS[i].high)) for i in (_SEEN_QUEUE, _SEEN_RATE))
 _MAY_SPLIT = OFFSETS[LEVERS.index("prefill_decode_split")] + GRID["prefill_decode_split"].index(1.0)
 _MOST_SEATS = GRID["batch_cap"][-1]
@@ -78,7 +78,6 @@ _SLOW_WEIGHT = 0.1
 #: Above this share steps are longer by that factor, as on the ladder of `slo-feedback`: 0.7, 0.85, 1.0.
 _BEND, _LONGER = 0.7, 1.5
 _NEARLY = 1e-9
-_REMEMBERED = 4096
 
 
 @kernel
@@ -216,15 +215,11 @@ class FeedbackKnobs:
     def __init__(self, parameters: Floats | None = None, *, name: str = "feedback") -> None:
         """`parameters`: float64[p] in the order of PARAMETERS; default, those of `slo-feedback`."""
         self.name = name
-        self.parameters = DEFAULTS.copy() if parameters is None else np.array(parameters, np.float64)
-        if self.parameters.shape != DEFAULTS.shape:
-            raise ConfigError("parameters", f"shape {self.parameters.shape}", allowed=f"({len(NAMES)},)")
-        parameters_of(self.as_mapping())
+        self.parameters = checked(PARAMETERS, parameters)
         self._row = self.parameters[None]
         self._memory = fresh_memory(1)
         self._levers = np.zeros((1, len(LEVERS)))
-        self._surface = KnobsSurface()
-        self._commands: dict[bytes, Knobs] = {}
+        self._commands = Commands()
 
     def start(self, seed: int) -> None:
         """Nothing is left to chance; forgets the last episode."""
@@ -234,17 +229,11 @@ class FeedbackKnobs:
     def act(self, observation: Float32s, mask: Masks) -> Knobs:
         """The command."""
         decide(self._row, self._memory, observation[None], mask[None], self._levers)
-        key = self._levers.tobytes()
-        found = self._commands.get(key)
-        if found is None:
-            if len(self._commands) >= _REMEMBERED:
-                self._commands.clear()
-            found = self._commands[key] = self._surface.action(self._levers[0].copy())
-        return found
+        return self._commands.of(self._levers[0])
 
     def as_mapping(self) -> dict[str, float]:
         """The parameters by name."""
-        return dict(zip(NAMES, self.parameters.tolist(), strict=True))
+        return by_name(PARAMETERS, self.parameters)
 
     def table(self) -> str:
         """The rule as a Markdown table: each parameter, here and in `slo-feedback`."""

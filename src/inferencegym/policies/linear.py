@@ -12,10 +12,10 @@ import numpy as np
 
 from inferencegym.decision.columns import Float32s, Floats, Masks
 from inferencegym.decision.encodings import BoxKnobs
-from inferencegym.decision.knobs import COLUMNS, GRID, LEVERS, OFFSETS, Knobs, KnobsSurface
-from inferencegym.decision.surface import Action
+from inferencegym.decision.knobs import COLUMNS, GRID, LEVERS, OFFSETS, Knobs
 from inferencegym.ground.errors import ConfigError
 from inferencegym.ground.jit import kernel
+from inferencegym.policies.commands import Commands
 
 #: Columns it looks at, encoded as the observation is. The first is multiplied by the KV share in force: KV in use, of all there is.
 FEATURES = (
@@ -29,7 +29,6 @@ _SHARE = COLUMNS.index("kv_budget_fraction")
 _MAY_SPLIT = OFFSETS[LEVERS.index("prefill_decode_split")] + GRID["prefill_decode_split"].index(1.0)
 _SPLIT = LEVERS.index("prefill_decode_split")
 _FAR = 3.0
-_REMEMBERED = 4096
 _LOW, _HIGH = 0.1, 1.0
 
 
@@ -112,23 +111,16 @@ class LinearKnobs:
         self._rows = np.ascontiguousarray(weights[None], dtype=np.float64)
         self._packed = _packed(frame)
         self._levers = np.zeros((1, len(LEVERS)))
-        self._surface = KnobsSurface()
-        self._commands: dict[bytes, Action] = {}
+        self._commands = Commands()
 
     def start(self, seed: int) -> None:
         """Nothing is remembered, and nothing left to chance."""
         del seed
 
-    def act(self, observation: Float32s, mask: Masks) -> Action:
+    def act(self, observation: Float32s, mask: Masks) -> Knobs:
         """The command."""
         _decide(self._rows, self._packed, observation[None], mask[None], self._levers)
-        key = self._levers.tobytes()
-        found = self._commands.get(key)
-        if found is None:
-            if len(self._commands) >= _REMEMBERED:
-                self._commands.clear()
-            found = self._commands[key] = self._surface.action(self._levers[0].copy())
-        return found
+        return self._commands.of(self._levers[0])
 
     def table(self) -> str:
         """The rule as a Markdown table: what one scale more of a figure adds to each knob's number (-1 least, 1 most)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -132,16 +133,10 @@ def read(path: Path | str) -> tuple[Notes, dict[str, Array]]:
 
 def policy_of(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") -> Loaded:
     """The policy that notes and arrays describe. ConfigError: made for another meaning of surface or head; ValueError: they do not fit together."""
-    if notes.kind == "rule":
-        _head_of(notes)
-        return _rule(notes, arrays, name)
-    if notes.kind == "linear":
-        _head_of(notes)
-        return _linear(notes, arrays, name)
-    if notes.kind == "feedback":
-        _head_of(notes)
-        return _feedback(notes, arrays, name)
-    return build(notes, arrays, name=name)
+    if notes.kind not in _RULES:
+        return build(notes, arrays, name=name)
+    _head_of(notes)
+    return _RULES[notes.kind](notes, arrays, name)
 
 
 def build(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") -> Trained:
@@ -152,7 +147,7 @@ def build(notes: Notes, arrays: dict[str, Array], *, name: str = "trained") -> T
         return _table(notes, arrays, head, width, name)
     if notes.kind == "tree":
         return _tree(notes, arrays, head, width, name)
-    if notes.kind in ("rule", "linear", "feedback"):
+    if notes.kind in _RULES:
         raise ValueError("a rule has no scores")
     return _network(notes, arrays, head, width, name)
 
@@ -244,6 +239,14 @@ def _linear(notes: Notes, arrays: dict[str, Array], name: str) -> LinearKnobs:
         if arrays[one].dtype != np.float64:
             raise ValueError(f"{one} is {arrays[one].dtype}, where float64 belongs")
     return LinearKnobs(Frame(arrays["mean"], arrays["scale"], arrays["base"]), arrays["weights"], name=name)
+
+
+#: Kinds that decide without scores, and how each is made.
+_RULES: dict[str, Callable[[Notes, dict[str, Array], str], Loaded]] = {
+    "rule": _rule,
+    "linear": _linear,
+    "feedback": _feedback,
+}
 
 
 def _floats(arrays: dict[str, Array], name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

@@ -6,33 +6,17 @@ same kernel on one row. With the default parameters it is `policies.memory.Sieve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from inferencegym.decision.columns import Float32s, Floats, Masks
 from inferencegym.decision.paging import COLUMNS, NOTHING, NUMBER, SIZE_BLOCKS, TREND_SHARE
-from inferencegym.ground.errors import ConfigError, UnknownNameError
 from inferencegym.ground.jit import kernel
+from inferencegym.policies.parameters import Parameter, by_name, checked, named
 
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A number of the rule."""
-
-    name: str
-    default: float
-    """What `sieve` has."""
-    scale: float
-    """A step that a search may try first; 0: it is not searched."""
-    low: float
-    high: float
-    what: str
 
 
 PARAMETERS: tuple[Parameter, ...] = (
@@ -186,20 +170,6 @@ def parameters_of(given: Mapping[str, float]) -> Floats:
     return named(PARAMETERS, given)
 
 
-def named(parameters: Sequence[Parameter], given: Mapping[str, float]) -> Floats:
-    """float64[p]: the defaults of any rule's parameters, with some changed by name."""
-    known = {one.name: i for i, one in enumerate(parameters)}
-    found = np.array([one.default for one in parameters])
-    for name, value in given.items():
-        if name not in known:
-            raise UnknownNameError("parameter of the rule", name, tuple(known))
-        one = parameters[known[name]]
-        if not isfinite(value) or not one.low <= value <= one.high:
-            raise ConfigError(name, f"{value!r}", allowed=f"{one.low:g}..{one.high:g}")
-        found[known[name]] = value
-    return found
-
-
 class TunedSieve:
     """Plays the rule with its parameters."""
 
@@ -208,10 +178,7 @@ class TunedSieve:
     def __init__(self, parameters: Floats | None = None, *, name: str = "tuned-sieve") -> None:
         """`parameters`: float64[p] in the order of PARAMETERS; default, those of `sieve`."""
         self.name = name
-        self.parameters = DEFAULTS.copy() if parameters is None else np.array(parameters, np.float64)
-        if self.parameters.shape != DEFAULTS.shape:
-            raise ConfigError("parameters", f"shape {self.parameters.shape}", allowed=f"({len(NAMES)},)")
-        parameters_of(self.as_mapping())
+        self.parameters = checked(PARAMETERS, parameters)
         self._row = self.parameters[None]
         self._memory = fresh_memory(self._row)
         self._action = np.zeros(1, np.int64)
@@ -228,4 +195,4 @@ class TunedSieve:
 
     def as_mapping(self) -> dict[str, float]:
         """The parameters by name."""
-        return dict(zip(NAMES, self.parameters.tolist(), strict=True))
+        return by_name(PARAMETERS, self.parameters)
