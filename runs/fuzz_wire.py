@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from inferencegym.ground.rng import stream
 from inferencegym.runtime import wire
 from inferencegym.runtime.backends.events import EventStream, read_event
@@ -303,7 +305,7 @@ def _sane(port: int) -> str:
         call.close()
 
 
-async def serve_and_fuzz(finds: Finds, maker: Maker, until_s: float) -> None:
+async def serve_and_fuzz(finds: Finds, maker: Maker, lasting_s: float) -> None:
     """A whole server in this process, so that what goes wrong inside is seen too."""
     from inferencegym.cli.gateway import make_app
 
@@ -320,7 +322,7 @@ async def serve_and_fuzz(finds: Finds, maker: Maker, until_s: float) -> None:
     while not (server.started and app.gateway.started):
         await asyncio.sleep(0.05)
         assert not serving.done(), "the server did not start"
-    await over_http(finds, maker, server.port, until_s)
+    await over_http(finds, maker, server.port, time.monotonic() + lasting_s)
     for _ in range(100):
         if not app.gateway.under_way():
             break
@@ -350,9 +352,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write what was tried and found as JSON")
     arguments = parser.parse_args()
     begin_s, finds = time.monotonic(), Finds()
-    end_s = begin_s + 60 * arguments.minutes
     in_process(finds, Maker(arguments.seed, "fuzz.read"), begin_s + 12 * arguments.minutes)
-    asyncio.run(serve_and_fuzz(finds, Maker(arguments.seed, "fuzz.http"), end_s))
+    uvloop.run(serve_and_fuzz(finds, Maker(arguments.seed, "fuzz.http"), 48 * arguments.minutes))
     told = {
         "seed": arguments.seed, "minutes": round((time.monotonic() - begin_s) / 60, 2), "tried": dict(finds.tried),
         "statuses": {str(status): count for status, count in sorted(finds.statuses.items())}, "found": finds.found,

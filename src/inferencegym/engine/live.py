@@ -178,12 +178,13 @@ class LiveEngine(Running):
         return ticket
 
     def abort(self, ticket: Ticket, at_ps: int) -> News:
-        """The request's caller has gone: it ends at `at_ps` (not after `next_ps`), unless it has ended already. Told like any end."""
+        """The request's caller has gone: it ends at `at_ps` (not after `next_ps`), unless it has ended by then. Told like any end."""
         if ticket.row < 0:
             return News([], [])
         assert at_ps <= self.next_ps, "what happens before comes first"
         code, news = self._feed(at_ps, ABORT, ticket)
-        if code == NOT_HERE:
+        # Who comes between the last call and this one may also go in between: then the end is among the news.
+        if code == NOT_HERE and ticket.row >= 0:
             self._forget(ticket, at_ps, news)
         return news
 

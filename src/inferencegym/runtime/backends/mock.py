@@ -227,7 +227,10 @@ class MockBackend:
         ticket = answer.ticket
         if ticket is not None and ticket.row >= 0 and self._started:
             answer.ticket = None
-            self._told(self.engine.abort(ticket, self._at_ps()))
+            at_ps = self._at_ps()
+            # A plan that is to come shall not come before this.
+            self._latest_ps = max(self._latest_ps, at_ps)
+            self._told(self.engine.abort(ticket, at_ps))
             if self._plan is None and self._held_ps is None:
                 self._set_timer()
 
