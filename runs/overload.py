@@ -55,6 +55,7 @@ TENANTS = (
     Tenant("light", 0.10, 200, 128),
     Tenant("tiny", 0.05, 100, 64),
 )
+ENGINE = EngineSettings(max_num_seqs=SEATS, prefix_caching=False)
 QUEUE: dict[str, Any] = {"ttl_s": 10.0, "max_requests": 1000}
 #: Name of a row, to the settings that differ.
 ROWS: dict[str, tuple[QueueSettings, AdmissionSettings]] = {
@@ -65,8 +66,15 @@ ROWS: dict[str, tuple[QueueSettings, AdmissionSettings]] = {
 
 async def offered(settings: Settings, rate_rps: float, until_s: float, seed: int) -> tuple[Records, list[str]]:
     """Poisson arrivals at this rate through a new gateway; its records, and the names of its tenants."""
+    gateway = await played(settings, rate_rps, until_s, seed)
+    return gateway.recorder.records(), list(gateway.recorder.journal.tenant_names())
+
+
+async def played(
+    settings: Settings, rate_rps: float, until_s: float, seed: int, tenants_of: tuple[Tenant, ...] = TENANTS, engine: EngineSettings = ENGINE
+) -> Gateway:  # fmt: skip
+    """The same with these tenants on this engine; the gateway, which has ended."""
     loop = asyncio.get_running_loop()
-    engine = EngineSettings(max_num_seqs=SEATS, prefix_caching=False)
     backend = MockBackend(
         deployment=Deployment(), settings=engine, models=("m",), lengths=Lengths(80.0, 0.7), seed=seed
     )
@@ -76,16 +84,16 @@ async def offered(settings: Settings, rate_rps: float, until_s: float, seed: int
     await gateway.start()
     draw = stream(seed, "overload.arrivals")
     arrivals = np.cumsum(draw.exponential(1 / rate_rps, int(2 * rate_rps * until_s) + 100))
-    tenants = draw.choice(len(TENANTS), len(arrivals), p=[one.share for one in TENANTS])
-    classes = draw.integers(0, len(CLASSES), len(arrivals))
+    tenants = draw.choice(len(tenants_of), len(arrivals), p=[one.share for one in tenants_of])
+    classes = draw.integers(0, len(settings.classes), len(arrivals))
     spread = draw.lognormal(0.0, 0.4, len(arrivals))
     tasks = set()
 
     async def client(row: int) -> None:
-        tenant = TENANTS[tenants[row]]
+        tenant = tenants_of[tenants[row]]
         prompt = [1] * max(1, round(tenant.prompt_tokens * spread[row]))
         body = Completion(model="m", prompt=prompt, max_tokens=tenant.max_tokens, stream=True)
-        head = Head(str(row), slo_class=CLASSES[classes[row]].name, tenant=tenant.name)
+        head = Head(str(row), slo_class=settings.classes[classes[row]].name, tenant=tenant.name)
         try:
             flow = gateway.submit(gateway.ask(COMPLETIONS, b"", body, head, loop.time()))
             while await flow.next() is not None:
@@ -100,9 +108,7 @@ async def offered(settings: Settings, rate_rps: float, until_s: float, seed: int
     await asyncio.sleep(until_s)
     await asyncio.gather(*tasks)
     await gateway.stop()
-    records = recorder.records()
-    recorder.close()
-    return records, list(recorder.journal.tenant_names())
+    return gateway
 
 
 def settings_of(row: str) -> Settings:
