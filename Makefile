@@ -8,12 +8,13 @@ TESTS := .venv/.ready-tests
 # Ray's RLlib pins a Gymnasium of its own.
 RAY := .venv-ray
 
-.PHONY: help demo test test-ray check format bench docs clean
+.PHONY: help demo test test-ray test-clients check format bench docs clean
 
 help:
 	@echo "make demo    compare a few engine settings on an hour of traffic like Azure's; ends with a table and out/demo.html"
 	@echo "make test    run the tests"
 	@echo "make test-ray run the tests that need Ray, in .venv-ray"
+	@echo "make test-clients drive the server with aiperf and guidellm, in environments of their own"
 	@echo "make check   lint, formatting, types, and which floor may import which"
 	@echo "make format  put the code into shape"
 	@echo "make bench   run the benchmarks; figures go to out/bench/*.json"
@@ -30,6 +31,10 @@ test: $(TESTS)
 # A cluster of two workers on this machine, in an environment of its own (2 GB, a minute or two to install).
 test-ray: $(RAY)/.ready
 	$(RAY)/bin/pytest -q -m ray tests/learn/test_ray.py
+
+# aiperf and guidellm, in environments of their own (7 GB together: guidellm wants torch with CUDA; some minutes to install, once a machine).
+test-clients: $(TESTS)
+	INFERENCEGYM_CLIENTS=1 $(BIN)/pytest -q -s -m clients tests/runtime/test_clients.py
 
 check: $(TESTS)
 	$(BIN)/ruff check .
