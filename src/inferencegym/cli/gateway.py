@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+from inferencegym.cli.tracing import make_traces
 from inferencegym.runtime.app import App
 from inferencegym.runtime.backends.make import make_pool
 from inferencegym.runtime.every import Every
@@ -38,7 +39,10 @@ def make_app(settings: Settings, worker: Worker | None = None) -> App:
     if worker is not None:
         siblings = exporter.others = Siblings(worker, exporter.told)
         gateway.companions.append(Every(WRITE_S, siblings.write))
-    return App(gateway, Pages(gateway, live, exporter, plant).table(), Keyring(settings.keys), log)
+    traces = make_traces(os.environ, clock)
+    if traces is not None:
+        gateway.companions.append(traces)
+    return App(gateway, Pages(gateway, live, exporter, plant).table(), Keyring(settings.keys), log, traces)
 
 
 def _recorder(settings: Settings, worker: Worker | None) -> Recorder:

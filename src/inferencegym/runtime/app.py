@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inferencegym.metrics.record import Outcome
 from inferencegym.runtime import wire
@@ -24,6 +24,9 @@ from inferencegym.runtime.log import JsonLog
 from inferencegym.runtime.ports import CHAT, COMPLETIONS, EMBEDDINGS
 from inferencegym.runtime.render import Events, Whole, error_event
 from inferencegym.runtime.stream import CONNECTION, Connection, Header, Send, Stream, Streams
+
+if TYPE_CHECKING:
+    from inferencegym.runtime.traces import Trace, Traces
 
 Scope = Mapping[str, Any]
 #: What a page gets: the request's headers we look at, its query, its body. What it gives: status, headers, body.
@@ -61,10 +64,10 @@ class App:
     """The ASGI callable."""
 
     def __init__(
-        self, gateway: Gateway, pages: Mapping[str, Mapping[str, Page]], keyring: Keyring, log: JsonLog
-    ) -> None:
-        """`pages`: path to method to page; the generating endpoints are the app's own."""
-        self.gateway, self.keyring, self.log = gateway, keyring, log
+        self, gateway: Gateway, pages: Mapping[str, Mapping[str, Page]], keyring: Keyring, log: JsonLog, traces: Traces | None = None
+    ) -> None:  # fmt: skip
+        """`pages`: path to method to page; the generating endpoints are the app's own. `traces`: None, if nobody traces."""
+        self.gateway, self.keyring, self.log, self.traces = gateway, keyring, log, traces
         self._pages = pages
         self._server = gateway.settings.server
         self._cors = frozenset(origin.encode() for origin in self._server.cors_origins)
@@ -83,7 +86,11 @@ class App:
         try:
             endpoint = GENERATE.get(scope["path"])
             if endpoint is not None and scope["method"] == "POST":
-                await self._generate(endpoint, scope, receive, send, headers, call_id, arrival_s)
+                if self.traces is None:
+                    await self._generate(endpoint, scope, receive, send, headers, call_id, arrival_s)
+                else:
+                    with self.traces.begin(endpoint, scope["path"], headers, arrival_s) as trace:
+                        await self._generate(endpoint, scope, receive, send, headers, call_id, arrival_s, trace)
             else:
                 await self._page(scope, receive, send, headers, call_id)
         except ApiError as error:
@@ -100,13 +107,15 @@ class App:
 
     # --- answers ---------------------------------------------------------------------------------------------------------
 
-    async def _generate(self, endpoint: str, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], call_id: str, arrival_s: float) -> None:  # fmt: skip
+    async def _generate(self, endpoint: str, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], call_id: str, arrival_s: float, trace: Trace | None = None) -> None:  # fmt: skip
         """A request that an engine answers."""
         head = head_of(headers, call_id, self.keyring)
         body = await body_of(receive, headers, self._server.max_body_bytes)
         fields = wire.read(endpoint, body)
         gateway = self.gateway
         ask = gateway.ask(endpoint, body, fields, head, arrival_s)
+        if trace is not None:
+            trace.asked(ask)
         shared = gateway.shared is not None and await gateway.counted_for_all(ask)
         flow = gateway.submit(ask, head.timeout_s, shared=shared)
         connection: Connection | None = scope.get(CONNECTION)
@@ -264,9 +273,12 @@ class App:
         status = 499 if flow.outcome is Outcome.ABORTED else status
         if flow.failure is None:
             self.responses[path, status] += 1
+        ask = flow.ask
+        if ask.trace is not None:
+            ask.trace.ended(flow, status, self.gateway.settings.classes[ask.slo_class].name)
         if not self.log.info:
             return
-        ask, usage = flow.ask, flow.usage_now()
+        usage = flow.usage_now()
         self.log.write(
             "info", "request", id=ask.id, path=path, status=status, code=flow.code, outcome=flow.outcome.name.lower() if flow.outcome is not None else "",
             model=ask.model, tenant=ask.tenant, slo_class=self.gateway.settings.classes[ask.slo_class].name, stream=ask.stream,

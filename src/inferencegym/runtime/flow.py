@@ -122,6 +122,8 @@ class Flow:
         self.dispatched_s = gateway.clock()
         gateway.recorder.scheduled(self.ask, self.dispatched_s, seat.number)
         gateway.admission.began(self.ask, gateway.dispatcher.in_flight)
+        if self.ask.trace is not None:
+            self.ask.trace.handed(self.ask, seat.backend.name, self.dispatched_s)
         self.answer = seat.backend.submit(self.ask)
         self._wake()
 

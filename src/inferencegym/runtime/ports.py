@@ -54,6 +54,8 @@ class Ask:
     """Refuse it rather than let it wait (`x-no-queue`)."""
     row: int = -1
     """Number of its record; the recorder gives it at admission."""
+    trace: Any = None
+    """Its spans (`traces.Trace`), where requests are traced."""
 
 
 class Queue(Protocol):
