@@ -25,7 +25,7 @@ from inferencegym.learn.lessons import School
 from inferencegym.learn.mlp import Mlp
 from inferencegym.learn.randomise import Randomise, from_text
 from inferencegym.learn.train import train
-from inferencegym.learn.validate import values_of
+from inferencegym.learn.validate import late_news, values_of, worth
 from inferencegym.learn.varied import delayed, machine_of, vary
 from inferencegym.learn.workers import at_most
 from inferencegym.policies.trained import load as load_policy
@@ -289,3 +289,11 @@ def test_a_delay_is_whole_decisions_and_a_file_without_the_table_keeps_the_defau
     assert load(path).randomise == defaults("azure_conversation_fit", "feedback").randomise
     path.write_text('task = "azure_conversation_fit"\nalgorithm = "feedback"\n\n[randomise]\ndelay = [0, 1]\n')
     assert load(path).randomise == Randomise(delay=(0, 1))
+
+
+def test_the_best_of_a_training_with_delays_is_who_does_well_with_both(short_task):
+    task = catalogue.task(short_task)
+    assert late_news(task, Randomise(rate=(0.5, 2.0))) is None
+    assert late_news(task, LATE).digest == delayed(task, 3).digest
+    assert worth(0.9, None) > worth(0.8, None)
+    assert worth(0.9, 0.0) < worth(0.8, 0.7)

@@ -36,7 +36,7 @@ from inferencegym.learn.config import TrainConfig
 from inferencegym.learn.distributed import LOCAL, connected, own_errors
 from inferencegym.learn.settings import PPO, RANDOM
 from inferencegym.learn.train import CONFIG, POLICY
-from inferencegym.learn.validate import best_static, values_of
+from inferencegym.learn.validate import best_static, late_news, values_of, worth
 from inferencegym.learn.varied import vary
 from inferencegym.policies.trained import Notes, policy_of, save
 
@@ -169,7 +169,8 @@ def train(
     if (folder / POLICY).exists():
         raise ConfigError("out", f"'{folder}' holds a training", allowed="another folder")
     indices = range(config.validation_scenarios)
-    bar, best, steps, last = best_static(task, indices), -math.inf, 0, None
+    late = late_news(task, config.randomise)
+    bar, best, best_worth, steps, last = best_static(task, indices), math.nan, -math.inf, 0, None
     config.save(folder / CONFIG)
     with ExitStack() as stack:
         stack.enter_context(own_errors(stack.enter_context(connected(ray, runners + 1))))
@@ -182,9 +183,11 @@ def train(
             if before // config.validate_every == steps // config.validate_every and steps < config.steps:
                 continue
             notes, arrays = exported(trainer.get_module(), task, config, steps)
-            value = float(np.mean(values_of(policy_of(notes, arrays), task, indices)))
-            if value > best:
-                best = value
+            policy = policy_of(notes, arrays)
+            value = float(np.mean(values_of(policy, task, indices)))
+            old = None if late is None else float(np.mean(values_of(policy, late, indices)))
+            if worth(value, old) > best_worth:
+                best, best_worth = value, worth(value, old)
                 save(folder / POLICY, replace(notes, validation=value), arrays)
             last = Look(steps, value, best, bar)
             if tell is not None:

@@ -26,8 +26,7 @@ from inferencegym.learn.checkpoint import State
 from inferencegym.learn.config import TrainConfig, from_data
 from inferencegym.learn.curve import Curve
 from inferencegym.learn.curve import Row as CurveRow
-from inferencegym.learn.validate import best_static, values_of
-from inferencegym.learn.varied import delayed
+from inferencegym.learn.validate import best_static, late_news, values_of, worth
 from inferencegym.policies.trained import Notes, policy_of, save
 
 POLICY, SUMMARY, CONFIG = "policy.npz", "summary.json", "config.toml"
@@ -126,9 +125,8 @@ class _Training:
         self.config, self.folder = config, folder
         self.task = catalogue.task(config.task)
         self.learner = make_learner(config, self.task)
-        most = config.randomise.delay[1]
-        self.late = delayed(self.task, most) if most else None
-        self.curve = Curve(folder, (*_ACCOUNT, *self.learner.figures, *_JUDGED, *((_DELAYED,) if most else ())))
+        self.late = late_news(self.task, config.randomise)
+        self.curve = Curve(folder, (*_ACCOUNT, *self.learner.figures, *_JUDGED, *((_DELAYED,) if self.late else ())))
         self.best: tuple[Notes, dict[str, Array]] | None = None
         self.worse = 0
         """Validations since the best."""
@@ -280,8 +278,4 @@ def _value(notes: Notes) -> float:
 
 
 def _worth(notes: Notes) -> float:
-    """What chooses: the value on validation scenarios; of a training with delays, its mean with the one with old news, or the best would be who
-    does without.
-    """
-    late = notes.more.get(_DELAYED)
-    return _value(notes) if late is None else (_value(notes) + float(late)) / 2
+    return worth(_value(notes), notes.more.get(_DELAYED))

@@ -11,6 +11,8 @@ from inferencegym.envs.batch import Task
 from inferencegym.envs.episode import record
 from inferencegym.envs.grade import load_anchors
 from inferencegym.envs.splits import scenario
+from inferencegym.learn.randomise import Randomise
+from inferencegym.learn.varied import delayed
 from inferencegym.policies.feedback import FeedbackKnobs
 from inferencegym.policies.linear import LinearKnobs
 from inferencegym.policies.trained import Loaded
@@ -50,6 +52,17 @@ def values_of(policy: Loaded, task: Task, indices: Sequence[int], *, split: str 
             # A row that is done goes round again until all are.
             batch.start(row, scenario(split, indices[row]))
     return [found[row] for row in range(n)]
+
+
+def late_news(task: Task, randomise: Randomise) -> Task | None:
+    """The task with old news, for a training with delays, which is judged on it too; None for others."""
+    most = randomise.delay[1]
+    return delayed(task, most) if most else None
+
+
+def worth(value: float, late: float | None) -> float:
+    """What chooses the best policy: its value; of a training with delays, the mean with its value with old news, or the best would be who does without."""
+    return value if late is None else (value + late) / 2
 
 
 def best_static(task: Task, indices: Sequence[int], *, split: str = SPLIT) -> float | None:
