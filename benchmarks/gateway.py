@@ -371,10 +371,7 @@ def measure(only: set[str], requests: int, soak: int) -> dict[str, float]:
             told["mock_us_per_request"] = us_per_request(pid, port, requests)
             told["mock_times_floor"] = told["mock_us_per_request"] / told["floor_us_per_request"]
             if soak:
-                ask(port, False, 16, 2_000 // 16)
-                warm = rss_mib(pid)
-                ask(port, False, 16, soak // 16)
-                told["soak_rss_growth"] = rss_mib(pid) / warm - 1
+                told["soak_rss_growth"] = soaked(pid, port, soak)
     if wants("chunks"):
         with server("mock_paced") as (pid, port):
             told["mock_us_per_chunk_paced"], _ = us_per_chunk(pid, port)
@@ -383,6 +380,8 @@ def measure(only: set[str], requests: int, soak: int) -> dict[str, float]:
             told["proxy_idle_rss_mib"] = rss_mib(pid)
             if wants("proxy"):
                 told["proxy_us_per_request"] = us_per_request(pid, port, requests)
+                if soak:
+                    told["proxy_soak_rss_growth"] = soaked(pid, port, soak)
             if wants("chunks"):
                 told["us_per_chunk_paced"], told["paced_stretch"] = us_per_chunk(pid, port)
             if wants("latency"):
@@ -394,7 +393,58 @@ def measure(only: set[str], requests: int, soak: int) -> dict[str, float]:
                 told["added_p50_ms"], told["added_p99_ms"] = min(added), min(added99)
     if wants("cancel"):
         told |= cancel()
+        with server("upstream") as (_, upstream):
+            told |= uvloop.run(cancel_in_process(upstream))
     return told
+
+
+def soaked(pid: int, port: int, requests: int) -> float:
+    """How much larger the process is after so many requests than after the first 10,000 (by then every table is as long as it gets), as a share."""
+    ask(port, False, 16, 10_000 // 16)
+    warm = rss_mib(pid)
+    ask(port, False, 16, requests // 16)
+    return rss_mib(pid) / warm - 1
+
+
+async def cancel_in_process(upstream: int) -> dict[str, float]:
+    """The same without sockets, the latest first: CPU microseconds for each that leaves the queue, and memory blocks of Python that stay for each."""
+    import gc
+
+    from inferencegym.cli.gateway import make_app
+    from inferencegym.runtime import wire
+    from inferencegym.runtime.gateway import Head
+
+    backend = BackendSettings(kind="openai", url=f"http://127.0.0.1:{upstream}", model=MODEL, max_concurrency=1)
+    queue = QueueSettings(max_requests=2 * WAITERS, ttl_s=600.0)
+    gateway = make_app(Settings(server=ServerSettings(log="error"), backends=(backend,), queue=queue)).gateway
+    await gateway.start()
+    body = request(stream=True, tokens=100_000).partition(b"\r\n\r\n")[2]
+
+    async def once() -> float:
+        flows = [
+            gateway.submit(gateway.ask("chat", body, wire.read("chat", body), Head(str(number)), gateway.clock()))
+            for number in range(WAITERS + 1)
+        ]
+        readers = [asyncio.ensure_future(flow.next()) for flow in flows]
+        await asyncio.sleep(0)
+        assert gateway.waiting() == WAITERS
+        before = time.thread_time()
+        for flow in flows[:0:-1]:
+            flow.leave()
+        cost = time.thread_time() - before
+        flows[0].leave()
+        await asyncio.gather(*readers)
+        assert gateway.under_way() == gateway.waiting() == gateway.in_flight() == 0
+        return cost
+
+    await once()
+    gc.collect()
+    blocks = sys.getallocatedblocks()
+    costs = [await once() for _ in range(5)]
+    gc.collect()
+    left = sys.getallocatedblocks() - blocks
+    await gateway.stop()
+    return {"cancel_in_process_us_each": min(costs) / WAITERS * 1e6, "cancel_blocks_left_each": left / (5 * WAITERS)}
 
 
 def cancel() -> dict[str, float]:
