@@ -70,9 +70,7 @@ def targets(folder: Path, port: int, upstream: int, peers: Path | None) -> dict[
         found["llama.cpp"] = (f"{ENGINE.split('==')[1]}, {GGUF}", command.split(), False, "")
     if peers is not None:
         # An open breaker closes again while the suite waits for it.
-        seats = ["--max-concurrent-requests", "4", "--queue-size", "8", "--cb-timeout-duration-secs", "5", "--prometheus-port"] + [
-            str(free_port())
-        ]
+        seats = f"--max-concurrent-requests 4 --queue-size 8 --cb-timeout-duration-secs 5 --prometheus-port {free_port()}".split()
         about = f"--host 127.0.0.1 --port {port} --worker-urls {here}".split()
         found["vllm-router"] = ("0.1.17", [str(peers / "bin/vllm-router"), *about, *seats], True, "")
         found["smg"] = ("1.13.0", [str(peers / "bin/smg"), "launch", *about, *seats], True, "")
@@ -115,7 +113,7 @@ def one(command: list[str], port: int, upstream: int | None, key: str, log: Path
         if upstream is not None:
             suite += ["--upstream", str(upstream)]
         else:
-            end = time.monotonic() + 90
+            end = time.monotonic() + 180
             while not answers(url, "/v1/models", key):
                 assert server.poll() is None, f"{command[0]} ended with {server.returncode}: {log.read_text()[-500:]}"
                 assert time.monotonic() < end, f"{command[0]} did not start"

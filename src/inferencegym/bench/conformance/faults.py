@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 from inferencegym.bench.conformance.check import MUST, SHOULD, CheckFailedError, CheckSkippedError, Group, expect, skip
-from inferencegym.bench.conformance.talk import NOTICE_S, Answer, Probe, Stream
-from inferencegym.bench.conformance.upstream import MarkedUpstream, Seen
+from inferencegym.bench.conformance.marked import MarkedUpstream
+from inferencegym.bench.conformance.talk import CHAT, NOTICE_S, Answer, Probe, Stream
+from inferencegym.bench.conformance.upstream import Seen
 
 GROUP = Group("upstream")
 #: A gateway that has set its upstream aside for faults gets so long to take it back.
@@ -43,7 +44,8 @@ async def _marked(probe: Probe, mark: str, stream: bool = False) -> tuple[Answer
     before = len(upstream.seen)
     body = probe.chat(f"[[{mark}]]")
     answer: Answer | Stream = await probe.stream(body) if stream else await probe.post(body)
-    return answer, [one for one in upstream.seen[before:] if f"[[{mark}]]" in json.dumps(one.body)]
+    # A router may also ask for other pages with the same text, such as /tokenize.
+    return answer, [s for s in upstream.seen[before:] if f"[[{mark}]]" in json.dumps(s.body) and s.path == CHAT]
 
 
 def _tries(seen: list[Seen]) -> str:

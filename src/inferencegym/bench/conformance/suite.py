@@ -12,8 +12,8 @@ import msgspec
 from inferencegym.bench.client import TargetError
 from inferencegym.bench.conformance import answers, drain, faults, leaving, refusals
 from inferencegym.bench.conformance.check import Check, CheckFailedError, CheckSkippedError, Result, Verdict
+from inferencegym.bench.conformance.marked import MarkedUpstream
 from inferencegym.bench.conformance.talk import MODELS, Asked, Probe
-from inferencegym.bench.conformance.upstream import MarkedUpstream
 from inferencegym.ground.errors import ConfigError
 
 GROUPS = (answers.GROUP, refusals.GROUP, refusals.AROUND, leaving.GROUP, leaving.OVERLOAD, faults.GROUP, drain.GROUP)

@@ -14,7 +14,7 @@ from inferencegym.bench.conformance.exposition import read_samples
 from inferencegym.ground.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from inferencegym.bench.conformance.upstream import MarkedUpstream
+    from inferencegym.bench.conformance.marked import MarkedUpstream
 
 try:
     import aiohttp
@@ -193,9 +193,8 @@ class Probe:
         await asyncio.wait({asking, when}, return_when=asyncio.FIRST_COMPLETED)
         asking.cancel()
         ended = (await asyncio.gather(asking, return_exceptions=True))[0]
-        expect(
-            not isinstance(ended, Answer), "the answer was over before the client could leave", "an answer that lasts"
-        )
+        if isinstance(ended, Answer):
+            raise CheckFailedError(f"before the client could leave: {ended.said()}", "an answer that lasts")
 
     # --- what is seen from outside ---------------------------------------------------------------------------------------
 
