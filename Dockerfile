@@ -1,19 +1,21 @@
-# InferenceGym: the environments as OpenEnv services. `docker build -t inferencegym .`, then `docker run -p 7860:7860 inferencegym`;
-# `docker run -p 7860:7860 inferencegym pagedkv` for the paging environment. The whole product: docker-compose.yml.
+# InferenceGym: the environments as OpenEnv services, and the gateway. `docker build -t inferencegym .`, then `docker run -p 7860:7860 inferencegym`;
+# `docker run -p 7860:7860 inferencegym pagedkv` for the paging environment; `docker run -p 8000:8000 -e LLM_RUNTIME_API_KEY=...
+# inferencegym serve --host 0.0.0.0` for the gateway. The whole product: docker-compose.yml.
 FROM python:3.11-slim AS builder
 
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY src src
 RUN python -m venv /opt/inferencegym \
-    && /opt/inferencegym/bin/pip install --no-cache-dir -c constraints.txt ".[openenv]"
+    && /opt/inferencegym/bin/pip install --no-cache-dir -c constraints.txt ".[openenv,serve,otel]"
 
-# Compile the kernels of both families once, while the image is built. Images keep whole seconds of a file's time, Numba's cache compares all
-# of it: without the touch every start would compile anew.
+# Compile the kernels of both families and of the mock engine once, while the image is built. Images keep whole seconds of a file's time,
+# Numba's cache compares all of it: without the touch every start would compile anew.
 ENV NUMBA_CACHE_DIR=/opt/numba
 RUN find /opt/inferencegym/lib/python3.11/site-packages/inferencegym -name "*.py" -exec touch -d @1700000000 {} + \
     && /opt/inferencegym/bin/python -m compileall -q -f /opt/inferencegym/lib/python3.11/site-packages/inferencegym \
     && /opt/inferencegym/bin/python -c "from inferencegym.envs.openenv.baseline import suite; suite('llmserve', ['static_workload'], 0); suite('pagedkv', ['easy'], 0)" \
+    && /opt/inferencegym/bin/python -c "from inferencegym.runtime.backends.mock import MockBackend; MockBackend().engine.advance(0)" \
     && chmod -R a+rX /opt/numba
 
 FROM python:3.11-slim

@@ -47,8 +47,8 @@ def ignored(path):
     return out
 
 
-def test_compose_has_the_product_and_no_gateway_yet(compose):
-    assert set(compose["services"]) == {"llmserve", "pagedkv", "prometheus", "grafana", "redis"}
+def test_compose_has_the_whole_product(compose):
+    assert set(compose["services"]) == {"llmserve", "pagedkv", "gateway", "prometheus", "grafana", "redis"}
     for name in ENVIRONMENTS:
         service = compose["services"][name]
         assert service["command"] == [name]
@@ -62,7 +62,7 @@ def test_nothing_listens_to_the_world_and_no_two_share_a_port(compose):
     taken = [port for service in compose["services"].values() for port in service.get("ports", ())]
     assert all(port.startswith("127.0.0.1:") for port in taken)
     defaults = [re.search(r":-(\d+)\}", port)[1] for port in taken]
-    assert len(set(defaults)) == len(defaults) == 4
+    assert len(set(defaults)) == len(defaults) == 5
 
 
 def test_every_mounted_file_is_there(compose):
@@ -75,7 +75,8 @@ def test_every_mounted_file_is_there(compose):
 
 def test_prometheus_asks_the_services_where_they_listen(compose):
     asked = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
-    targets = [target for job in asked["scrape_configs"] for one in job["static_configs"] for target in one["targets"]]
+    jobs = {job["job_name"]: job["static_configs"] for job in asked["scrape_configs"]}
+    targets = [target for one in jobs["environments"] for target in one["targets"]]
     exposed = dict(steps(ROOT / "Dockerfile"))["EXPOSE"]
     assert targets == [f"{name}:{exposed}" for name in ENVIRONMENTS]
     for name in ENVIRONMENTS:
@@ -147,6 +148,11 @@ def test_the_entry_point_gives_numba_a_copy_and_hands_its_arguments_on(tmp_path)
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", "NUMBA_CACHE_DIR": str(tmp_path / "numba")},
     )  # fmt: skip
     assert told.stdout == f"{tmp_path}/numba: env --host 0.0.0.0 --port 7860 pagedkv --no-web\n"
+    gateway = subprocess.run(
+        ["sh", str(ROOT / "deploy/entrypoint.sh"), "serve", "--port", "1"], capture_output=True, text=True, check=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "NUMBA_CACHE_DIR": str(tmp_path / "numba")},
+    )  # fmt: skip
+    assert gateway.stdout == f"{tmp_path}/numba: serve --port 1\n"
 
 
 @pytest.mark.parametrize("family", ENVIRONMENTS)
