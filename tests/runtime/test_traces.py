@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from inferencegym.cli.gateway import make_app
 from inferencegym.cli.tracing import make_traces
 from inferencegym.ground.errors import ConfigError
+from inferencegym.runtime.log import JsonLog
 from inferencegym.runtime.ports import BackendError
 from inferencegym.runtime.settings import BackendSettings, DispatchSettings, QueueSettings, ServerSettings, Settings
 from inferencegym.runtime.traces import Traces
@@ -89,6 +91,16 @@ def test_a_request_is_a_server_span_with_its_queue_and_its_backend(stream):
     assert client.start_time <= span.events[0].timestamp <= client.end_time <= span.end_time <= time.time_ns()
     assert abs(span.events[0].timestamp - span.start_time - first_s * 1e9) < 1e6
     assert "secret" not in "".join(s.to_json() for s in server.kept.get_finished_spans())
+
+
+def test_the_log_has_the_traces_id(tmp_path):
+    with (tmp_path / "log").open("wb") as log, Traced(FakeBackend(lambda ask: words(1))) as server:
+        server.app.log = JsonLog("info", log.fileno())
+        server.post()
+        span = server.server_span()
+        server.app.log.flush()
+    (line,) = (json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if '"request"' in line)
+    assert line["trace_id"] == f"{span.context.trace_id:032x}"
 
 
 def test_a_second_backend_is_a_second_span():

@@ -284,6 +284,7 @@ class App:
             model=ask.model, tenant=ask.tenant, slo_class=self.gateway.settings.classes[ask.slo_class].name, stream=ask.stream,
             prompt_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, queue_ms=_ms(flow.dispatched_s - flow.enqueued_s),
             ttft_ms=_ms(flow.first_s - ask.arrival_s), total_ms=_ms(flow.finish_s - ask.arrival_s),
+            **({} if ask.trace is None else {"trace_id": ask.trace.id}),
         )  # fmt: skip
 
 

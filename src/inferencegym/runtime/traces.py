@@ -88,6 +88,11 @@ class Trace:
         self._backend: Span | None = None
         self._open = True
 
+    @property
+    def id(self) -> str:
+        """The trace's id, as logs and trace stores write it."""
+        return f"{self.span.get_span_context().trace_id:032x}"
+
     def at(self, seconds: float) -> int:
         """The gateway's time as Unix time, ns."""
         return self._unix_ns + round(seconds * 1e9)
