@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from inferencegym.ground.errors import InputError
 from inferencegym.workload.workload import Floats, Ints, as_floats, as_ints
+
+if TYPE_CHECKING:
+    # Arrow weighs 40 MiB: only who reads files carries it.
+    import pyarrow as pa
 
 #: Units that a column's time may be given in.
 TIME_UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
@@ -56,6 +58,9 @@ class Table:
         """A column of names as codes and the list of names, in order of first appearance. An empty name is called
         'none'.
         """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         self.require(name)
         column = self.columns[name]
         if isinstance(column, list):
@@ -78,6 +83,8 @@ class Table:
 
     def lists(self, name: str) -> tuple[Ints, Ints]:
         """A column of lists of whole numbers, as offsets and values."""
+        import pyarrow as pa
+
         self.require(name)
         column = self.columns[name]
         if isinstance(column, list):
@@ -88,6 +95,8 @@ class Table:
 
     def float_lists(self, name: str) -> tuple[Ints, Floats]:
         """A column of lists of finite numbers (of a Parquet file), as offsets and values."""
+        import pyarrow as pa
+
         self.require(name)
         offsets, values = _arrow_lists(self.columns[name], pa.types.is_floating, self.file, name)
         self._refuse(name, offsets, values, ~np.isfinite(values), "is not a finite number")
@@ -109,6 +118,8 @@ class Table:
             raise InputError(error.problem, file=self.file, row=error.row, column=name) from error
 
     def _numbers(self, name: str) -> npt.NDArray[Any]:
+        import pyarrow as pa
+
         column = self.columns[name]
         if isinstance(column, list):
             return _python_numbers(column, self.file, name)
@@ -139,6 +150,7 @@ def listed(columns: Iterable[str]) -> str:
 
 def read_csv(path: Path) -> Table:
     """Every column of a CSV file as text; a row with too few or too many values is an error that names it."""
+    import pyarrow as pa
     from pyarrow import csv
 
     _refuse_empty(path)
@@ -241,6 +253,7 @@ def json_columns(path: Path) -> tuple[list[str], dict[str, str]]:
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Table:
     """Columns of a Parquet file (all, or those of `columns` that it has)."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     _refuse_empty(path)
@@ -258,6 +271,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Table:
 
 def parquet_columns(path: Path) -> tuple[list[str], dict[str, str]]:
     """Column names and file metadata of a Parquet file, without its data."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     _refuse_empty(path)
@@ -293,11 +307,16 @@ def _floats_or_nan(raw: npt.NDArray[Any], column: str) -> Floats:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    import pyarrow as pa
+
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _names(column: pa.ChunkedArray, file: Path, name: str) -> pa.ChunkedArray:
     """A column of names as bytes (which any text is, well-formed or not), without nulls."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     plain = _plain(column)
     if pa.types.is_null(plain.type):
         return pa.chunked_array([pa.array([b""] * len(plain), pa.binary())])
@@ -312,6 +331,8 @@ def _arrow_lists(
     column: pa.ChunkedArray | list[Any], is_wanted: Callable[[pa.DataType], bool], file: Path, name: str
 ) -> tuple[Ints, npt.NDArray[Any]]:
     """Offsets and values of a column of lists, neither with nulls."""
+    import pyarrow as pa
+
     assert not isinstance(column, list)
     whole = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if not (pa.types.is_list(whole.type) or pa.types.is_large_list(whole.type)) or not is_wanted(whole.type.value_type):
@@ -329,11 +350,16 @@ def _arrow_lists(
 
 
 def _first_null(column: pa.Array | pa.ChunkedArray) -> int:
+    import pyarrow.compute as pc
+
     return int(pc.index(pc.is_null(column), True).as_py()) + 1
 
 
 def _parsed(column: pa.ChunkedArray, file: Path, name: str) -> npt.NDArray[Any]:
     """Numbers out of text: whole ones as int64 where all are, else float64."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     for kind in (pa.int64(), pa.float64()):
         try:
             texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
@@ -396,6 +422,9 @@ def _decoded(raw: bytes | None) -> str:
 
 def _fast_times(column: pa.ChunkedArray) -> Floats | None:
     """All at once, where all texts have a zone or none has, as the sources' have; else None."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     for kind in (pa.timestamp("ns"), pa.timestamp("ns", "UTC")):
         try:
             stamps = pc.utf8_trim_whitespace(column.cast(pa.string())).cast(kind)

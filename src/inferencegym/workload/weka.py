@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from inferencegym.ground.errors import InputError
 from inferencegym.ground.rng import stream
@@ -126,6 +124,9 @@ def _read_ids(path: Path, session: Ints, rows: Ints, place: Ints) -> tuple[Ints,
 
 def _groups(path: Path, wanted: Ints, *, lengths_only: bool) -> Any:
     """(first row, offsets, ids) of each row group that holds a wanted row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     first = 0
     try:
         with pq.ParquetFile(path) as file:
