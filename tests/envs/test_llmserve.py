@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 
 from inferencegym.decision.knobs import GRID, LEVERS, Knobs
 from inferencegym.engine.window import TALLY
-from inferencegym.envs.catalogue import task
+from inferencegym.envs.catalogue import FOLDER, task
+from inferencegym.envs.episode import record
 from inferencegym.envs.forecast import dream
 from inferencegym.envs.llmserve import ServeBatch
-from inferencegym.envs.serve_planner import Clairvoyant, ModelPredictive, library, neighbours, values_of
+from inferencegym.envs.serve_planner import Clairvoyant, FarSighted, ModelPredictive, library, neighbours, values_of
 from inferencegym.envs.serve_task import ServeTask
 from inferencegym.envs.splits import scenario
 from inferencegym.ground.errors import InputError
@@ -265,6 +267,21 @@ def test_the_clairvoyant_beats_what_never_changes_and_leaves_the_original_alone(
         batch.actions[0] = knobs.levers()
         batch.step()
     assert batch.outcome(0).value > held.max() + 0.02
+
+
+def test_a_reload_that_pays_late_is_seen_by_who_looks_to_the_end(tmp_path: Path) -> None:
+    text = (FOLDER / "azure_conversation_fit.toml").read_text()
+    path = tmp_path / "crowded.toml"
+    for old, new in (("rate_rps = 10.5", "rate_rps = 16.0"), ("windows = 60", "windows = 14"), ('"azure_conversation_fit"', '"crowded"')):  # fmt: skip
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    crowded = task(str(path))
+    settings = np.array([[256.0, share, 3.0, tier, 0.0, 1.0] for share in (0.3, 0.7) for tier in (0.0, 1.0)])
+    near, far = (
+        record(crowded, kind(settings, horizon=2), split="train", scenario=0) for kind in (Clairvoyant, FarSighted)
+    )
+    assert far.value > near.value + 0.2
 
 
 def test_a_forecast_holds_nothing_of_the_true_future_or_of_true_lengths() -> None:

@@ -26,6 +26,7 @@ PLANNERS = {
     "knobs": {
         "model-predictive": ("inferencegym.envs.serve_planner", "ModelPredictive"),
         "clairvoyant": ("inferencegym.envs.serve_planner", "Clairvoyant"),
+        "far-sighted": ("inferencegym.envs.serve_planner", "FarSighted"),
     },
     "paging": {"clairvoyant": ("inferencegym.envs.paging_planner", "Clairvoyant")},
 }

@@ -23,6 +23,9 @@ from inferencegym.ground.rng import stream
 HOPE = 0.9
 #: Later requests that one in a backlog makes late: it is in their way until the backlog is gone.
 DELAY = 0.3
+_TIER = LEVERS.index("quantization_tier")
+#: Knobs whose change reloads the deployment.
+_RELOADS = [_TIER, LEVERS.index("prefill_decode_split")]
 
 
 def grid_levers() -> Floats:
@@ -150,7 +153,7 @@ class Clairvoyant:
             self.settings = library(twin.task, [scenario("train", i) for i in range(2)])
         horizon = min(self.horizon, twin.task.steps - int(twin.windows_done[0]))
         now = twin.fleet.levers[0]
-        tries = np.unique(np.concatenate([self.settings, now[None], _near(now)]), axis=0)
+        tries = self._worth_trying(twin, np.unique(np.concatenate([self.settings, now[None], _near(now)]), axis=0))
         held = self._value(twin, tries, tries, horizon)
         best = np.argsort(-held, kind="stable")[: self.keep]
         if horizon == 1:
@@ -161,6 +164,11 @@ class Clairvoyant:
         if held[best[0]] >= paired.max():
             return Knobs.of(tries[best[0]])
         return Knobs.of(firsts[int(np.argmax(paired))])
+
+    def _worth_trying(self, twin: ServeBatch, tries: Floats) -> Floats:
+        """The settings, float64[m, 6], among which the next window's is looked for."""
+        del twin
+        return tries
 
     def _value(self, twin: ServeBatch, first: Floats, then: Floats, horizon: int) -> Floats:
         """What the window under `first` and the following ones under `then` earn; work left undone at the end counts against it."""
@@ -176,6 +184,25 @@ class Clairvoyant:
             batch.step()
         worth: Floats = batch.value_terms.sum(axis=1) + unfinished(batch)
         return worth[:n]
+
+
+class FarSighted(Clairvoyant):
+    """The same, but precision and split, which cost a reload, are chosen as if held to the episode's end: six windows never pay for a reload."""
+
+    name = "far-sighted"
+
+    def _worth_trying(self, twin: ServeBatch, tries: Floats) -> Floats:
+        now = twin.fleet.levers[0]
+        found = [tries]
+        for tier in GRID["quantization_tier"]:
+            # The setting in force and its neighbours, in every precision.
+            there = np.concatenate([now[None], _near(now)])
+            there[:, _TIER] = tier
+            found.append(there)
+        everything = np.unique(np.concatenate(found), axis=0)
+        held = self._value(twin, everything, everything, twin.task.steps - int(twin.windows_done[0]))
+        best = everything[int(np.argmax(held))]
+        return everything[(everything[:, _RELOADS] == best[_RELOADS]).all(axis=1)]
 
 
 class ModelPredictive(Clairvoyant):
