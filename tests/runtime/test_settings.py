@@ -17,6 +17,7 @@ from inferencegym.runtime.settings import (
     DispatchSettings,
     Key,
     QueueSettings,
+    RecorderSettings,
     ServerSettings,
     ServiceClass,
     Settings,
@@ -222,6 +223,7 @@ HASH = "0" * 64
         (Settings(backends=(BackendSettings(kind="llama.cpp", slots=2),), dispatch=DispatchSettings(max_concurrency=3)), "dispatch.max_concurrency"),
         (Settings(backends=(BackendSettings(kind="vllm", name="v", max_num_seqs=2, max_concurrency=3),)), "backends.v.max_concurrency"),
         (Settings(server=ServerSettings(workers=2), admission=AdmissionSettings(rate_rps=5)), "admission.rate_rps"),
+        (Settings(recorder=RecorderSettings(rotate_s=5.0)), "recorder.rotate_s"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

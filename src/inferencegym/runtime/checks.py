@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from inferencegym.ground.errors import ConfigError
 from inferencegym.runtime.section import defaults
-from inferencegym.runtime.settings import BackendSettings, DispatchSettings, QueueSettings, ServiceClass, Settings
+from inferencegym.runtime.settings import (
+    BackendSettings,
+    DispatchSettings,
+    QueueSettings,
+    RecorderSettings,
+    ServiceClass,
+    Settings,
+)
 
 _FAIR = ("wfq", "vtc")
 
@@ -14,7 +21,7 @@ _FAIR = ("wfq", "vtc")
 def check_settings(settings: Settings) -> list[ConfigError]:
     """All such limits of these settings; empty if there is none."""
     found: list[ConfigError] = []
-    for check in (_rates, _adaptive, _caps, _times, _orders, _classes, _seats, _workers):
+    for check in (_rates, _adaptive, _caps, _times, _orders, _classes, _seats, _workers, _recorder):
         found += check(settings)
     return found
 
@@ -123,3 +130,10 @@ def _workers(settings: Settings) -> Iterator[ConfigError]:
     rates += [f"{key.path()}.{field}" for key in settings.keys for field in ("rate_rps", "tokens_per_min") if getattr(key, field) is not None]  # fmt: skip
     for field in rates:
         yield ConfigError(field, f"each of {settings.server.workers} workers would count for itself", allowed="shared.redis_url, or server.workers = 1")  # fmt: skip
+
+
+def _recorder(settings: Settings) -> Iterator[ConfigError]:
+    held, usual = settings.recorder, defaults(RecorderSettings)
+    for field in ("rows_per_file", "rotate_s"):
+        if not held.folder and getattr(held, field) != usual[field]:
+            yield ConfigError(f"recorder.{field}", "is not in force: nothing is recorded", allowed="recorder.folder with it")  # fmt: skip

@@ -85,6 +85,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "model_path": ("llama.cpp", "vllm"), "command": ("llama.cpp", "vllm"), "adopt": ("llama.cpp", "vllm"),
     "n_gpu_layers": ("llama.cpp",), "slots": ("llama.cpp",), "ctx": ("llama.cpp",), "batch": ("llama.cpp",), "threads": ("llama.cpp",),
     "max_num_seqs": ("vllm", "mock"), "gpu_memory_utilization": ("vllm",), "max_model_len": ("vllm", "mock"), "control_file": ("vllm",),
+    "kv_tokens": ("openai", "llama.cpp", "vllm"),
 }  # fmt: skip
 
 
@@ -156,7 +157,7 @@ class BackendSettings(Section, frozen=True):
     max_model_len: Count | None = None
     """vllm, mock: longest prompt plus answer, tokens; none: the model's."""
     kv_tokens: Count | None = None
-    """Tokens that its KV memory holds, which the knob kv_budget_fraction is a share of; none: what it says itself, where it does."""
+    """openai, llama.cpp, vllm: tokens that its KV memory holds, which the knob kv_budget_fraction is a share of; none: what it says itself, where it does."""
     control_file: str = ""
     """vllm: file through which our scheduler class takes live limits; empty: a temporary one."""
 
