@@ -202,7 +202,8 @@ class FarSighted(Clairvoyant):
         everything = np.unique(np.concatenate(found), axis=0)
         held = self._value(twin, everything, everything, twin.task.steps - int(twin.windows_done[0]))
         best = everything[int(np.argmax(held))]
-        return everything[(everything[:, _RELOADS] == best[_RELOADS]).all(axis=1)]
+        chosen: Floats = everything[(everything[:, _RELOADS] == best[_RELOADS]).all(axis=1)]
+        return chosen
 
 
 class ModelPredictive(Clairvoyant):
