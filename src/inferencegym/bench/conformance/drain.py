@@ -38,8 +38,9 @@ async def _end(probe: Probe) -> End:
     if probe.asked.pid is None:
         skip("needs the server's process, which ends by it (--pid PID)")
     if "end" not in probe.shared:
-        probe.shared["end"] = await _seen(probe, probe.asked.pid)
-    end: End = probe.shared["end"]
+        # A task of its own: the signal is sent once, whatever becomes of the check that was first.
+        probe.shared["end"] = asyncio.ensure_future(_seen(probe, probe.asked.pid))
+    end: End = await asyncio.shield(probe.shared["end"])
     if not end.under_way:
         skip("the stream was over before the server was asked again")
     return end
@@ -59,10 +60,13 @@ async def _seen(probe: Probe, pid: int) -> End:
         got += answer.content.read_nowait()
         under_way = b"[DONE]" not in got
         try:
-            async for part in answer.content.iter_any():
-                got += part
+            async with asyncio.timeout(probe.asked.limit_s / 2):
+                async for part in answer.content.iter_any():
+                    got += part
         except (aiohttp.ClientError, ConnectionError) as error:
             broken = type(error).__name__
+        except TimeoutError:
+            broken = f"nothing more came for {probe.asked.limit_s / 2:g} s"
     closed, clock = False, asyncio.get_running_loop().time
     by = clock() + CLOSE_S
     while not closed and clock() < by:
@@ -84,7 +88,7 @@ async def drain_stream(probe: Probe) -> str:
     """After SIGTERM a stream that is under way goes on to its end."""
     end = await _end(probe)
     datas = events_of(end.got)
-    expect(not end.broken, f"the connection breaks after {len(datas)} events: {end.broken}", "the whole stream")
+    expect(not end.broken, f"after {len(datas)} events: {end.broken}", "the whole stream")
     expect("[DONE]" in datas, f"{len(datas)} events and no [DONE]: {datas[-1:]}", "the whole stream")
     return f"{len(datas)} events"
 
