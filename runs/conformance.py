@@ -1,8 +1,8 @@
 """docs/results/conformance.{json,md}: the conformance suite on our gateway, on a real llama.cpp, and on gateways of others.
 
-    python runs/conformance.py [--peers FOLDER] [--only NAME,...]
+    python runs/conformance.py [--peers FOLDER] [--only NAME;...]
 
-FOLDER is a virtual environment with `pip install vllm-router==0.1.17 smg==1.13.0`; without it they are left out. Takes two minutes.
+FOLDER is a virtual environment with `pip install vllm-router==0.1.17 smg==1.13.0`; without it they are left out. Takes three minutes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -41,39 +42,55 @@ os.execv(sys.argv[2], sys.argv[2:])
 MARKS = {"pass": "✓", "fail": "**✗**", "skipped": "–"}
 
 
-def ours(folder: Path, port: int, *given: str) -> list[str]:
+class Server(NamedTuple):
+    """Whom to ask."""
+
+    version: str
+    command: list[str]
+    key: str = ""
+    behind: bool = False
+    """Whether the suite serves its upstream."""
+    burst: int = 64
+    """Requests at once: a real engine on one thread gets fewer."""
+
+
+def ours(folder: Path, port: int, backend: str) -> list[str]:
     """Our gateway: four seats, eight places in the queue, one key."""
-    file = folder / "gateway.toml"
     digest = hashlib.sha256(KEY.encode()).hexdigest()
+    file = folder / f"{len(list(folder.iterdir()))}.toml"
     file.write_text(
         "[dispatch]\nmax_concurrency = 4\n[queue]\nmax_requests = 8\n[server]\nlog = 'warning'\n"
-        f"[[keys]]\nname = 'suite'\nsha256 = '{digest}'\n"
+        f"[[keys]]\nname = 'suite'\nsha256 = '{digest}'\n[[backends]]\nname = 'main'\n{backend}\n"
     )
-    return [*OURS, "serve", "--config", str(file), "--port", str(port), *given]
+    return [*OURS, "serve", "--config", str(file), "--port", str(port)]
 
 
-def targets(folder: Path, port: int, upstream: int, peers: Path | None) -> dict[str, tuple[str, list[str], bool, str]]:
-    """Name -> (version, command, whether the suite serves its upstream, key)."""
+def servers(folder: Path, port: int, upstream: int, peers: Path | None) -> dict[str, Server]:
+    """By name. All listen on the same port, one after the other."""
     here = f"http://127.0.0.1:{upstream}"
     mine = version("inferencegym")
     found = {
-        "ours, mock": (mine, ours(folder, port), False, KEY),
-        "ours, proxy": (mine, ours(folder, port, "--url", here), True, KEY),
+        "ours, mock": Server(mine, ours(folder, port, "kind = 'mock'"), KEY),
+        "ours, proxy": Server(mine, ours(folder, port, f"kind = 'openai'\nurl = '{here}'"), KEY, behind=True),
     }
     try:
         python, gguf = engine_files()
     except RuntimeError as error:
         print(f"llama.cpp is left out: {error}")
     else:
+        about = f"kind = 'llama.cpp'\nmodel_path = '{gguf}'\nslots = 4\nctx = 8192\nthreads = 1\ncommand = ['{python}']"
+        found["ours, llama.cpp"] = Server(mine, ours(folder, port, about), KEY, burst=16)
         launcher = ROOT / "src/inferencegym/runtime/backends/llama_serve.py"
         command = f"{python} {launcher} -m {gguf} --port {port} -np 4 -c 8192 -t 1 -a smollm2 --metrics -v 0"
-        found["llama.cpp"] = (f"{ENGINE.split('==')[1]}, {GGUF}", command.split(), False, "")
+        found["llama.cpp"] = Server(f"{ENGINE.split('==')[1]}, {GGUF}", command.split(), burst=16)
     if peers is not None:
         # An open breaker closes again while the suite waits for it.
-        seats = f"--max-concurrent-requests 4 --queue-size 8 --cb-timeout-duration-secs 5 --prometheus-port {free_port()}".split()
-        about = f"--host 127.0.0.1 --port {port} --worker-urls {here}".split()
-        found["vllm-router"] = ("0.1.17", [str(peers / "bin/vllm-router"), *about, *seats], True, "")
-        found["smg"] = ("1.13.0", [str(peers / "bin/smg"), "launch", *about, *seats], True, "")
+        limits = (
+            f"--max-concurrent-requests 4 --queue-size 8 --cb-timeout-duration-secs 5 --prometheus-port {free_port()}"
+        )
+        about = f"--host 127.0.0.1 --port {port} --worker-urls {here} {limits}".split()
+        found["vllm-router"] = Server("0.1.17", [str(peers / "bin/vllm-router"), *about], behind=True)
+        found["smg"] = Server("1.13.0", [str(peers / "bin/smg"), "launch", *about], behind=True)
     return found
 
 
@@ -103,23 +120,34 @@ def running(command: list[str], log: Path):
                 process.wait()
 
 
-def one(command: list[str], port: int, upstream: int | None, key: str, log: Path) -> dict:
+def one(asked: Server, port: int, upstream: int, log: Path) -> dict:
     """The suite's JSON for one server."""
-    url = f"http://127.0.0.1:{port}"
-    if upstream is not None:
+    url, command = f"http://127.0.0.1:{port}", asked.command
+    if asked.behind:
         command = [sys.executable, "-c", WHEN_OPEN, str(upstream), *command]
     with running(command, log) as server:
-        suite = [*OURS, "conformance", url, "--json", "--pid", str(server.pid), "--timeout", "20"]
-        if upstream is not None:
+        suite = [
+            *OURS,
+            "conformance",
+            url,
+            "--json",
+            "--pid",
+            str(server.pid),
+            "--timeout",
+            "60",
+            "--burst",
+            str(asked.burst),
+        ]
+        if asked.behind:
             suite += ["--upstream", str(upstream)]
         else:
             end = time.monotonic() + 180
-            while not answers(url, "/v1/models", key):
+            while not answers(url, "/health", asked.key):
                 assert server.poll() is None, f"{command[0]} ended with {server.returncode}: {log.read_text()[-500:]}"
                 assert time.monotonic() < end, f"{command[0]} did not start"
                 time.sleep(0.2)
         done = subprocess.run(
-            suite, capture_output=True, text=True, env=os.environ | {"OPENAI_API_KEY": key}, check=False
+            suite, capture_output=True, text=True, env=os.environ | {"OPENAI_API_KEY": asked.key}, check=False
         )
     assert done.stdout, done.stderr
     return json.loads(done.stdout)
@@ -158,20 +186,22 @@ def table(told: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path)
-    parser.add_argument("--only", default="", help="names of servers; the others are kept as they were")
+    parser.add_argument(
+        "--only", default="", help="names of servers, with semicolons; the others are kept as they were"
+    )
     args = parser.parse_args()
     file = RESULTS / "conformance.json"
     told = json.loads(file.read_text()) if args.only and file.exists() else {"servers": {}}
     told["date"] = datetime.now(UTC).strftime("%Y-%m-%d")
-    wanted = [name.strip() for name in args.only.split(",") if name.strip()]
+    wanted = [name.strip() for name in args.only.split(";") if name.strip()]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         port, upstream = free_port(), free_port()
-        for server, (release, command, behind, key) in targets(folder, port, upstream, args.peers).items():
-            if wanted and server.split(", ")[-1] not in wanted:
+        for server, asked in servers(folder, port, upstream, args.peers).items():
+            if wanted and server not in wanted:
                 continue
-            seen = one(command, port, upstream if behind else None, key, folder / "log")
-            told["servers"][server] = {"version": release, **seen}
+            seen = one(asked, port, upstream, folder / "log")
+            told["servers"][server] = {"version": asked.version, **seen}
             print(server, {v: sum(c["verdict"] == v for c in seen["checks"]) for v in MARKS}, flush=True)
             file.write_text(json.dumps(told, indent=1) + "\n")
             (RESULTS / "conformance.md").write_text(table(told))

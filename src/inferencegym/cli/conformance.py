@@ -48,7 +48,7 @@ def conformance(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write one self-contained HTML file.")] = None,
 ) -> None:
-    """Check any OpenAI-compatible server from outside: answers, streams, refusals, clients that leave, overload, faults behind it, its end."""
+    """Check from outside whether an OpenAI-compatible server behaves as clients and operators may expect."""
     console = Console()
     if list_:
         table = Table("check", "group", "level", "what")
