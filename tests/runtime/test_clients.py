@@ -11,10 +11,12 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import httpx
 import numpy as np
+import openai
 import pytest
 
 pytest.importorskip("aiohttp", reason="the extra 'serve' is not installed")
@@ -22,8 +24,9 @@ pytest.importorskip("aiohttp", reason="the extra 'serve' is not installed")
 from inferencegym.bench.client import Target
 from inferencegym.bench.load import Plan, run, synthetic
 from inferencegym.metrics.record import Outcome
+from inferencegym.runtime.settings import QueueSettings, ServerSettings, Settings
 from tests.installed import NotInstalledError, venv_of
-from tests.runtime.fakes import until
+from tests.runtime.fakes import HANG, FakeBackend, Served, until, words
 from tests.starting import free_port
 
 AIPERF, GUIDELLM = "aiperf==0.13.0", "guidellm==0.8.1"
@@ -181,6 +184,41 @@ def test_guidellm_counts_what_we_count(start, tokenizer, tmp_path):
     assert (len(requests["successful"]), len(requests["errored"])) == (40, 0)
     assert [line["outcome"] for line in ours.values()].count("ok") >= 40
     assert {line["output_tokens"] for line in ours.values() if line["outcome"] == "ok"} == {32}
+
+
+def test_the_openai_client_comes_back_when_we_said():
+    # Seat and queue are full for 0.3 s: refused 503 with Retry-After, then served.
+    backend = FakeBackend(lambda ask: [0.3, *words(1)], seats=1)
+    settings = Settings(server=ServerSettings(port=0, log="error"), queue=QueueSettings(max_requests=1))
+    asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    with (
+        Served(backend, settings=settings) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client,
+    ):
+        holders = [threading.Thread(target=lambda: client.chat.completions.create(**asked)) for _ in range(2)]
+        holders[0].start()
+        until(lambda: server.gateway.in_flight() == 1)
+        holders[1].start()
+        until(lambda: server.gateway.waiting() == 1)
+        answer = client.chat.completions.with_raw_response.create(**asked)
+        assert answer.retries_taken >= 1
+        assert answer.parse().choices[0].message.content == "w0 "
+        assert server.app.responses["/v1/chat/completions", 503] >= 1
+        for holder in holders:
+            holder.join()
+
+
+def test_the_openai_client_that_closes_a_stream_stops_the_backend():
+    backend = FakeBackend(lambda ask: [*words(1), HANG])
+    settings = Settings(server=ServerSettings(port=0, log="error"))
+    with (
+        Served(backend, settings=settings) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client,
+    ):
+        stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
+        assert next(iter(stream)).choices[0].delta.content == "w0 "
+        stream.close()
+        until(lambda: len(backend.aborted) == 1 and server.gateway.under_way() == 0)
 
 
 @pytest.mark.slow
