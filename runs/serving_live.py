@@ -9,6 +9,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,17 +38,32 @@ ORDERS = ("fcfs", "priority", "aging", "vtc")
 
 
 @contextmanager
-def gateway(*given: str) -> Iterator[str]:
-    """`inferencegym serve` with these flags; where it is. It has a session of its own, so that the system shares its processors fairly."""
+def gateway(*given: str, toml: str = "") -> Iterator[str]:
+    """`inferencegym serve` with these flags and this file of settings; where it is. It has a session of its own, so that the system shares its processors fairly."""
     port = free_port()
-    command = [sys.executable, "-m", "inferencegym", "serve", "--port", str(port), "--set", "server.log=error", *given]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", delete=False) as file:
+        file.write(toml)
+    command = [
+        sys.executable,
+        "-m",
+        "inferencegym",
+        "serve",
+        "--config",
+        file.name,
+        "--port",
+        str(port),
+        "--set",
+        "server.log=error",
+        *given,
+    ]
+    process = subprocess.Popen(command, start_new_session=True)
     try:
         until_healthy(process, f"http://127.0.0.1:{port}", 300)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(60)
+        Path(file.name).unlink()
 
 
 def flags(*settings: str) -> list[str]:
@@ -79,9 +95,12 @@ def figures(seen: LoadResult, offered_s: float) -> dict[str, Any]:
 def overload(seed: int) -> dict[str, Any]:
     """Ten times the capacity for a minute over HTTP, with predicted wait and without; before it, loads around the peak."""
     told: dict[str, Any] = {"slo_s": SLO_S, "load_average": os.getloadavg()[0], "rows": []}
-    shared = ("backends.main.kind=mock", "backends.main.model=llama-3.1-8b", f"backends.main.max_num_seqs={SEATS}", f"classes.default.ttft_slo_s={SLO_S}", "queue.ttl_s=10")  # fmt: skip
+    shared = ("backends.main.kind=mock", "backends.main.model=llama-3.1-8b", f"backends.main.max_num_seqs={SEATS}", "queue.ttl_s=10")  # fmt: skip
     for predicted in ("true", "false"):
-        with gateway(*flags(*shared, f"admission.predicted_wait={predicted}")) as url:
+        with gateway(
+            *flags(*shared, f"admission.predicted_wait={predicted}"),
+            toml=f'[[classes]]\nname = "default"\nttft_slo_s = {SLO_S}\n',
+        ) as url:
             closed = ask(url, "llama-3.1-8b", synthetic(requests=150, rate_rps=None, prompt_tokens=PROMPT, output_tokens=ANSWER), concurrency=SEATS, warmup=20)  # fmt: skip
             peak = told.setdefault("closed_rps", len(closed.records) / float(closed.records.finish_s.max()))
             for load, lasting_s in STEPS if predicted == "true" else STEPS[-1:]:
@@ -99,7 +118,7 @@ def llama(seed: int) -> dict[str, Any]:
     """SmolLM2 on llama.cpp's own server through the gateway: batching modes, then each order of the queue under a crowd of three priorities."""
     python, gguf = engine_files()
     real = ("backends.main.kind=llama.cpp", "backends.main.model=smollm2", f"backends.main.model_path={gguf}", f"backends.main.slots={SLOTS}",
-            "backends.main.ctx=1024", "backends.main.threads=1", f'backends.main.command=["{python}"]')  # fmt: skip
+            "backends.main.ctx=1024", "backends.main.threads=1", f"backends.main.command={python}")  # fmt: skip
     told: dict[str, Any] = {
         "engine": ENGINE,
         "model": GGUF,

@@ -25,7 +25,7 @@ from inferencegym.runtime.settings import DispatchSettings, QueueSettings, Servi
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import serving_live
-from overload import Tenant, jain, played
+from overload import Tenant, entitled, jain, played
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "results"
 SEATS, FOR_S, WARM_S = 8, 60.0, 5.0
@@ -132,7 +132,7 @@ def priority(seed: int) -> dict[str, Any]:
 
 
 def waits(here: Records, classes: list[str], tenants: list[str]) -> dict[str, Any]:
-    """Waiting times by class and tenant, the starved, and Jain's index of the tenants' mean waits."""
+    """Waiting times by class and tenant, the starved, and Jain's index of what the tenants were served."""
     waited_s = np.where(np.isnan(here.scheduled_s), here.finish_s, here.scheduled_s) - here.arrival_s
     starved = (waited_s > STARVED * np.median(waited_s)) | (here.outcome != Outcome.OK)
     told: dict[str, Any] = {
@@ -148,8 +148,12 @@ def waits(here: Records, classes: list[str], tenants: list[str]) -> dict[str, An
                 "p99_s": float(np.quantile(mine, 0.99)),
                 "most_s": float(mine.max()),
             }
-    means = np.array([waited_s[here.tenant == number].mean() for number in range(len(tenants))])
-    told["jain_waits"] = jain(means)
+    # What was served while too much was offered, by the price of vtc, against each tenant's max-min fair share of it.
+    price = here.prompt_tokens + 2.0 * here.output_tokens
+    by_then = here.finish_s <= FOR_S
+    demand = np.array([price[here.tenant == number].sum() for number in range(len(tenants))])
+    served = np.array([price[(here.tenant == number) & by_then].sum() for number in range(len(tenants))])
+    told["jain"] = jain(served / entitled(demand, float(served.sum())))
     return told
 
 
@@ -183,9 +187,9 @@ def page(found: dict[str, Any]) -> str:
         lines += table(["size", "timeout, ms", *_SPEEDS], [[str(row["size"]), f"{row['timeout_ms']:g}", *speeds(row)] for row in found["sweep"]])  # fmt: skip
     if "priority" in found:
         part = found["priority"]
-        lines += ["## Priorities, fairness, starvation (virtual time)", "", f"1.2 x capacity ({part['capacity_rps']:.1f} requests a second) for {FOR_S:g} s, then until all have ended; they wait at most 120 s. Classes of priority {', '.join(f'{one.priority} ({one.name})' for one in CLASSES)} come equally often; tenant loud sends 80 % of the requests. Starved: waited more than {STARVED:g} times the median, or was never served. Jain is of the tenants' mean waits.", ""]  # fmt: skip
+        lines += ["## Priorities, fairness, starvation (virtual time)", "", f"1.2 x capacity ({part['capacity_rps']:.1f} requests a second) for {FOR_S:g} s, then until all have ended; they wait at most 120 s. Classes of priority {', '.join(f'{one.priority} ({one.name})' for one in CLASSES)} come equally often; tenant loud sends 80 % of the requests. Starved: waited more than {STARVED:g} times the median, or was never served. Jain: what tenants were served within the {FOR_S:g} s, each held against its max-min fair share.", ""]  # fmt: skip
         names = [one.name for one in CLASSES] + [one.name for one in TENANTS]
-        rows = [[order, *(f"{got[name]['p50_s']:.1f} / {got[name]['p99_s']:.1f}" for name in names), f"{got['starved']} of {got['requests']}", f"{got['jain_waits']:.2f}"] for order, got in part["orders"].items()]  # fmt: skip
+        rows = [[order, *(f"{got[name]['p50_s']:.1f} / {got[name]['p99_s']:.1f}" for name in names), f"{got['starved']} of {got['requests']}", f"{got['jain']:.3f}"] for order, got in part["orders"].items()]  # fmt: skip
         lines += table(["order", *(f"{name}, wait p50 / p99, s" for name in names), "starved", "Jain"], rows)
     return "\n".join([*lines, *serving_live.page(found)])
 
