@@ -177,3 +177,15 @@ def test_promtool_reads_the_files_and_the_alerts_fire_when_they_should(tmp_path)
     file.write_text(yaml.safe_dump(situations | {"rule_files": [str(folder / "rules.yml")]}))
     told = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True)
     assert told.returncode == 0, told.stdout + told.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian package prometheus) is not installed")
+def test_prometheus_understands_every_question_of_the_board(tmp_path):
+    asked = [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]]
+    plain = [expr.replace("$__rate_interval", "1m").replace("$instance", ".*") for expr in asked]
+    assert not [expr for expr in plain if "$" in expr]
+    rules = [{"record": f"board:{number}", "expr": expr} for number, expr in enumerate(plain)]
+    file = tmp_path / "board.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "board", "rules": rules}]}))
+    told = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
