@@ -56,6 +56,21 @@ def test_what_it_is_is_learnt_from_the_server(tmp_path):
     run(main)
 
 
+def test_what_runs_now_is_told_though_the_last_scrape_is_old(tmp_path):
+    async def main():
+        async with started(tmp_path) as (backend, _):
+            backend.figures = {"llamacpp:requests_processing": 0.0, "llamacpp:requests_deferred": 0.0}
+            mine = {object() for _ in range(3)}
+            backend.answers |= mine
+            assert (backend.load().running, backend.load().waiting) == (2, 1), "two slots"
+            await backend.scrape()  # says 1 and 2, these three
+            assert (backend.load().running, backend.load().waiting) == (1, 2)
+            backend.answers -= mine
+            assert (backend.load().running, backend.load().waiting) == (0, 0)
+
+    run(main)
+
+
 def test_slots_that_cannot_be_had_leave_the_old_ones_and_a_reason(tmp_path):
     async def main():
         async with started(tmp_path, allow_restart=True) as (backend, go):

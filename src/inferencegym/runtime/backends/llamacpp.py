@@ -99,8 +99,7 @@ class LlamaCpp(Managed):
         """Slots at work and requests that wait for one; it tells nothing of its KV memory and never preempts."""
         more = {name.removeprefix("llamacpp:"): value for name, value in self.figures.items()}
         return Load(
-            self.figure("llamacpp:requests_processing"),
-            self.figure("llamacpp:requests_deferred"),
+            *self.busy("llamacpp:requests_processing", "llamacpp:requests_deferred"),
             preemptions=0.0,
             more=more,
         )

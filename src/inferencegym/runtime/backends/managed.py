@@ -73,6 +73,8 @@ class Managed(OpenAI):
             health_path="/health", native_concurrency=seats, max_model_len=max_model_len,
         )  # fmt: skip
         self.adopt, self.seats, self._own_port = adopt, seats, not url
+        self._out_then = 0
+        """Requests of ours that were with it at the last scrape."""
         self.on_change: Callable[[bool, str], None] = lambda well, problem: None
         self.figures: dict[str, float] = {}
         """Last scraped series."""
@@ -153,6 +155,7 @@ class Managed(OpenAI):
         if status == 200:
             text = body.decode("utf-8", "replace")
             self.figures = read_figures(text)
+            self._out_then = self._out()
             self.read_labels(text)
 
     def read_labels(self, text: str) -> None:
@@ -162,9 +165,23 @@ class Managed(OpenAI):
         """The first of these series that there is, else NaN."""
         return next((self.figures[name] for name in names if name in self.figures), math.nan)
 
+    def _out(self) -> int:
+        """Requests of ours that are with it."""
+        return len(self.answers) - self._gated
+
+    def busy(self, running: str, waiting: str) -> tuple[float, float]:
+        """How many run and wait there now: as the series said at the last scrape, which may be seconds old, and what of ours has come or gone since."""
+        ran, waited = self.figure(running), self.figure(waiting)
+        if math.isnan(ran) or math.isnan(waited):
+            return ran, waited
+        total = max(0.0, ran + waited + self._out() - self._out_then)
+        # Where some waited, no more could run.
+        room = ran if waited else max(ran, self.native_concurrency or math.inf)
+        return min(total, room), max(0.0, total - room)
+
     @abstractmethod
     def load(self) -> Load:
-        """What the last scrape said."""
+        """What the last scrape said; what runs and waits, as of now."""
 
     def moved(self) -> None:
         """Wake who waits for the last request that has gone out."""

@@ -98,9 +98,10 @@ class Vllm(Managed):
 
     def load(self) -> Load:
         """Seats, queue, KV memory and preemptions, as it says."""
+        running, waiting = self.busy("vllm:num_requests_running", "vllm:num_requests_waiting")
         return Load(
-            running=self.figure("vllm:num_requests_running"),
-            waiting=self.figure("vllm:num_requests_waiting"),
+            running=running,
+            waiting=waiting,
             kv_used_fraction=self.figure("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
             preemptions=self.figure("vllm:num_preemptions_total", "vllm:num_preemptions"),
             more={
