@@ -13,8 +13,8 @@ from inferencegym.bench.conformance.check import MUST, SHOULD, Group, expect, sk
 from inferencegym.bench.conformance.talk import Answer, Probe, events_of
 
 GROUP = Group("drain")
-#: What a server gets to hear the signal, and to close when its last stream has ended.
-HEAR_S, CLOSE_S = 0.5, 10.0
+#: What a server gets to hear the signal, to answer while it drains, and to close when its last stream has ended.
+HEAR_S, ANSWER_S, CLOSE_S = 0.5, 5.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,10 @@ async def _seen(probe: Probe, pid: int) -> End:
         new = await _try(probe, "POST", "/v1/chat/completions", probe.chat())
         ready = await _try(probe, "GET", "/readyz" if had[0].status == 200 else "/health", None)
         alive = await _try(probe, "GET", "/livez", None)
-        got += answer.content.read_nowait()
-        under_way = b"[DONE]" not in got
+        under_way = True
         try:
+            got += answer.content.read_nowait()
+            under_way = b"[DONE]" not in got
             async with asyncio.timeout(probe.asked.limit_s / 2):
                 async for part in answer.content.iter_any():
                     got += part
@@ -78,7 +79,10 @@ async def _seen(probe: Probe, pid: int) -> End:
 async def _try(probe: Probe, method: str, path: str, body: object) -> Answer | None:
     # A connection of its own: one that is kept open says nothing of whether new ones are taken.
     try:
-        return await probe.call(method, path, body, headers={"connection": "close"})
+        async with asyncio.timeout(ANSWER_S):
+            return await probe.call(method, path, body, headers={"connection": "close"})
+    except TimeoutError:
+        return Answer(0, {}, f"no answer within {ANSWER_S:g} s".encode())
     except (aiohttp.ClientError, ConnectionError):
         return None
 
