@@ -191,7 +191,32 @@ def page(found: dict[str, Any]) -> str:
         names = [one.name for one in CLASSES] + [one.name for one in TENANTS]
         rows = [[order, *(f"{got[name]['p50_s']:.1f} / {got[name]['p99_s']:.1f}" for name in names), f"{got['starved']} of {got['requests']}", f"{got['jain']:.3f}"] for order, got in part["orders"].items()]  # fmt: skip
         lines += table(["order", *(f"{name}, wait p50 / p99, s" for name in names), "starved", "Jain"], rows)
-    return "\n".join([*lines, *serving_live.page(found)])
+    return "\n".join([*lines, *serving_live.page(found), *reading(found)])
+
+
+def reading(found: dict[str, Any]) -> list[str]:
+    """What the tables say, in figures taken from them."""
+    lines = ["## Reading", ""]
+    if "batching" in found:
+        low = {
+            name: {row["mode"]: row for row in part["rows"] if row["load"] == LOADS[0]}
+            for name, part in found["batching"].items()
+        }
+        full = "by size (8, 2 s)"
+        lines.append(
+            f"- Waiting for full batches only costs: at {LOADS[0]:g} of the capacity the median TTFT grows from {low['vllm']['off']['ttft_p50_s'] * 1e3:.0f} to {low['vllm'][full]['ttft_p50_s'] * 1e3:.0f} ms (`vllm`) and from {low['static']['off']['ttft_p50_s'] * 1e3:.0f} to {low['static'][full]['ttft_p50_s'] * 1e3:.0f} ms (`static`), and throughput does not grow: it is the arrivals'. An engine with a queue of its own forms its batches itself."
+        )
+        most = {name: part["capacity_rps"] for name, part in found["batching"].items()}
+        lines.append(
+            f"- Batching at every step serves {most['vllm'] / most['static']:.2f} times as many requests as static batches of the same engine."
+        )
+    if "priority" in found:
+        orders = found["priority"]["orders"]
+        aging = next(name for name in orders if name.startswith("aging"))
+        lines.append(
+            f"- Strict priority starves ({orders['priority']['starved']} of {orders['priority']['requests']}); aging bounds the worst wait of the background class to {orders[aging]['background']['most_s']:.0f} s instead of {orders['priority']['background']['most_s']:.0f} s and still lets the urgent go first; vtc ranks tenants, not classes: who asks for less than its share waits {orders['vtc']['quiet']['p50_s']:.1f} s instead of {orders['fcfs']['quiet']['p50_s']:.1f} s."
+        )
+    return [*lines, ""]
 
 
 def main() -> None:
