@@ -539,7 +539,7 @@ def test_drain_refuses_new_work_finishes_old_and_stays_alive():
 
 def test_batches_go_when_they_are_full_or_late():
     backend = FakeBackend(lambda ask: words())
-    with Served(backend, settings=settings(dispatch=DispatchSettings(batching=True, max_batch_size=3, batch_timeout_ms=100))) as server:  # fmt: skip
+    with Served(backend, settings=settings(dispatch=DispatchSettings(batching=True, max_batch_size=3, batch_timeout_ms=1500))) as server:  # fmt: skip
         threads = [threading.Thread(target=post, args=(server,)) for _ in range(4)]
         for thread in threads:
             thread.start()
