@@ -161,6 +161,7 @@ def table(told: dict) -> str:
         "# Conformance", "",
         f"`inferencegym conformance` (docs/conformance.md) on {told['date']}, made by `python runs/conformance.py`. Each gateway has four seats and eight",
         "places in its queue where it knows such limits; gateways of others, and our proxy, stand in front of the suite's scripted upstream.",
+        "smg and vllm-router have their metrics on a port of their own; llama.cpp is started and ended by our launcher for the wheel xllamacpp.",
         "✓ pass, **✗** fail, – cannot be told from outside here. The words of each failure stand below.", "",
         "| check | level | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names),
         "| | | " + " | ".join(told["servers"][name]["version"].split(",")[0] for name in names) + " |",
