@@ -58,14 +58,15 @@ def trained(folder: Path, of: Task) -> Notes | None:
     return notes if notes.task == of.name and notes.task_digest == of.digest else None
 
 
-def train(of: Task, seed: int, folder: Path, minutes: float, algo: str) -> None:
+def train(of: Task, seed: int, folder: Path, minutes: float, algo: str, config: Path | None = None) -> None:
     """One training in a process of its own, timed from its start to the file of the policy."""
     command = [sys.executable, "-m", "inferencegym", "train", "--minutes", f"{minutes:g}", "--quiet", "--json", str(folder.with_suffix(".out"))]  # fmt: skip
     resumed = (folder / "checkpoint.npz").is_file()
     if resumed:
         command += ["--resume", "--out", str(folder)]
     else:
-        command += ["--task", of.name, "--algo", algo, "--seed", str(seed), "--out", str(folder)]
+        how = ["--algo", algo] if config is None else ["--config", str(config)]
+        command += ["--task", of.name, *how, "--seed", str(seed), "--out", str(folder)]
     began = time.monotonic()
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     spent = {"cold_wall_s": round(time.monotonic() - began, 1), "resumed": resumed}
@@ -73,7 +74,9 @@ def train(of: Task, seed: int, folder: Path, minutes: float, algo: str) -> None:
     folder.with_suffix(".out").unlink()
 
 
-def train_all(names: list[str], seeds: range, out: Path, minutes: float, algo: str | None = None) -> None:
+def train_all(
+    names: list[str], seeds: range, out: Path, minutes: float, algo: str | None = None, config: Path | None = None
+) -> None:
     """Whatever is not done; seed by seed, so that an early end has something of every task."""
     for seed in seeds:
         for name in names:
@@ -81,11 +84,13 @@ def train_all(names: list[str], seeds: range, out: Path, minutes: float, algo: s
             found = trained(folder, of)
             if found is None:
                 began = time.monotonic()
-                print(f"{folder.name}: {algorithm(of, algo)}, {minutes:g} minutes at most", flush=True)
-                train(of, seed, folder, minutes, algorithm(of, algo))
+                print(f"{folder.name}: {config or algorithm(of, algo)}, {minutes:g} minutes at most", flush=True)
+                train(of, seed, folder, minutes, algorithm(of, algo), config)
                 said = json.loads((folder / SUMMARY).read_text())
                 print(f"  validation {said['best']:.4f}, best static {said['best_static']:.4f}, {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
-            elif found.config_digest != defaults(name, found.algorithm).with_(seed=found.seed).digest:
+            elif (
+                config is None and found.config_digest != defaults(name, found.algorithm).with_(seed=found.seed).digest
+            ):
                 print(f"{folder.name}: kept, though its settings are not today's defaults (delete the folder to train it again)")  # fmt: skip
 
 
@@ -175,6 +180,7 @@ def main() -> None:
     parser.add_argument(
         "--algo", choices=tuple(ALGORITHMS), help="for all tasks; default: forks for knobs, cma for paging"
     )
+    parser.add_argument("--config", type=Path, help="settings for all tasks, in place of an algorithm's defaults")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "train_all", help="folder of the trainings")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that play test scenarios")
     parser.add_argument("--only-report", action="store_true", help="train nothing: choose, install and report what is there")  # fmt: skip
@@ -191,7 +197,7 @@ def main() -> None:
             print(f"{name}: skipped: {error}", file=sys.stderr)
     seeds = range(options.seeds)
     if not options.only_report:
-        train_all(names, seeds, options.out, options.minutes, options.algo)
+        train_all(names, seeds, options.out, options.minutes, options.algo, options.config)
     report(names, seeds, options.out, options.scenarios, options.workers, install=not options.no_install, results=options.results)  # fmt: skip
 
 

@@ -5,6 +5,7 @@
 # Real traces are read from INFERENCEGYM_TRACE_DIR; tasks whose trace is not there are skipped, and said.
 #   runs/train_all.sh --tasks bursty_workload,hard --seeds 5 --minutes 8
 #   runs/train_all.sh --only-report
+#   runs/train_all.sh --tasks azure_conversation --config runs/taught.toml --out out/taught --results docs/results/taught --no-install
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/python runs/train_all.py "$@"
