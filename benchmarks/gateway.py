@@ -25,6 +25,7 @@ import msgspec
 import uvicorn
 import uvloop
 
+from inferencegym.runtime.housekeeping import MOST_BETWEEN_S
 from inferencegym.runtime.settings import BackendSettings, QueueSettings, ServerSettings, Settings
 
 TOKENS = 16
@@ -471,6 +472,7 @@ def cancel() -> dict[str, float]:
                     time.sleep(0.05)
                 costs.append((exact_cpu_s(pid) - before) / WAITERS * 1e6)
                 client.stdout.readline()
+            time.sleep(MOST_BETWEEN_S + 2.0)  # the housekeeper has looked by then
             mib.append(rss_mib(pid))
         return {"cancel_us_each": min(costs), "cancel_idle_mib": idle_mib, "cancel_rss_after_1_mib": mib[0], "cancel_rss_after_3_mib": mib[2]}  # fmt: skip
 

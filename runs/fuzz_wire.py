@@ -246,7 +246,7 @@ async def _talk(port: int, portions: list[bytes], patience_s: float) -> tuple[by
             closed = True
     except TimeoutError:
         pass  # it waits for more of a request that has no end: its time limits are tested elsewhere
-    except OSError:
+    except (OSError, RuntimeError):  # uvloop's way to say that the server has closed
         closed = True
     finally:
         writer.close()
