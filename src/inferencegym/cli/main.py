@@ -45,7 +45,7 @@ VERBS = {
         "inferencegym.cli.env:env",
     ),
     "load": (
-        "Send requests to an OpenAI-compatible server and show what clients felt.",
+        "Send requests to a server, at their times or so many at once, and show what clients felt.",
         "inferencegym.cli.load:load",
     ),
     "serve": (

@@ -33,7 +33,8 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes that share t
 
 app = typer.Typer(
     add_completion=False,
-    help="Serve an OpenAI-compatible API in front of an engine. Settings: defaults < file < environment (LLM_RUNTIME_*) < flags.",
+    help="Serve an OpenAI-compatible API in front of an engine: admission, order, batches, streams, limits.\n\n"
+    "Settings: defaults < file < environment (LLM_RUNTIME_*) < flags.",
 )
 config = typer.Typer(
     no_args_is_help=True, help="Settings: what is in force and where it came from; whether all can be."
