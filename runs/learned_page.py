@@ -58,9 +58,11 @@ def page(result: Mapping[str, Any]) -> str:
         "",
         "![training curves](learned.svg)",
         "",
-        "## The policy that ships",
+        "## The policy that ships" if result.get("installed", True) else "## The best on validation",
         "",
-        "Of each task's seeds, the one that is best on validation scenarios is `src/inferencegym/policies/weights/TASK.npz`: `inferencegym evaluate --policy learned,best-static --task TASK`.",
+        "Of each task's seeds, the one that is best on validation scenarios is `src/inferencegym/policies/weights/TASK.npz`: `inferencegym evaluate --policy learned,best-static --task TASK`."
+        if result.get("installed", True)
+        else "Of each task's seeds. These do not ship.",
         "",
         "| task | seed | validation | best static there | on test | grade x 100 | above best static, same scenarios | seconds, cold to policy file | settings |",
         "|---|---|---|---|---|---|---|---|---|",

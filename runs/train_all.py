@@ -165,7 +165,7 @@ def report(
         }  # fmt: skip
         print(f"{name}: {said_of(whole_task)}", flush=True)
     tasks = {name: whole["tasks"][name] for name in task_names() if name in whole["tasks"]}
-    result = {"version": __version__, "made_by": "runs/train_all.sh", "split": "test", "scenarios": scenarios, "tasks": tasks}  # fmt: skip
+    result = {"version": __version__, "made_by": "runs/train_all.sh", "split": "test", "scenarios": scenarios, "installed": install, "tasks": tasks}  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result).replace('"trainings"', '\n "trainings"').replace('}, "', '},\n "') + "\n")
     learned_page.write(result, results)
