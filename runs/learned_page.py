@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ _WIDTH, _HEIGHT, _COLUMNS = 300, 170, 3
 
 def write(result: Mapping[str, Any], folder: Path) -> None:
     """Write learned.md and learned.svg."""
-    (folder / "learned.md").write_text(page(result), encoding="utf-8")
+    pages = os.path.relpath(Path(__file__).resolve().parent.parent / "docs" / "environments", folder.resolve())
+    (folder / "learned.md").write_text(page(result).replace("](../environments", f"]({pages}"), encoding="utf-8")
     (folder / "learned.svg").write_text(picture(result["tasks"]), encoding="utf-8")
 
 
