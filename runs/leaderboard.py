@@ -94,11 +94,11 @@ def enter(folder: Path) -> None:
             print(f"{name}: skipped: {error}", file=sys.stderr)
             continue
         for key, path in entries(folder).items():
-            if (
-                key.startswith(f"{name}/")
-                and read_entry(path).authors == MADE_BY
-                and path.name not in {one.name for one in ours}
-            ):
+            if not key.startswith(f"{name}/") or path.name in {one.name for one in ours}:
+                continue
+            found = read_entry(path)
+            # What has a file of its own was entered by hand.
+            if found.authors == MADE_BY and found.plays == found.name:
                 (path / leaderboard.FILE).unlink()
                 path.rmdir()
         for one in ours:
