@@ -65,7 +65,10 @@ def test_the_figures_are_the_recorders():
     text, told = scraped()
     assert value(text, "inferencegym_requests_total") == 10
     assert value(text, "inferencegym_ok_total", reason="length") == 8
-    ended = {why: value(text, "vllm:request_success_total", finished_reason=why) for why in ("stop", "length", "abort", "error")}
+    ended = {
+        why: value(text, "vllm:request_success_total", finished_reason=why)
+        for why in ("stop", "length", "abort", "error")
+    }
     assert ended == {"stop": 0, "length": 8, "abort": 1, "error": 0}
     assert value(text, "inferencegym_refused_total", reason="requests") == 1
     assert value(text, "inferencegym_rejected_total", reason="queue_full") == 1
