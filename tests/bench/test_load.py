@@ -220,7 +220,8 @@ def test_the_command_makes_a_table_json_and_a_report(server, tmp_path):
         assert word in done.stdout
     page = (tmp_path / "a.html").read_text()
     assert "Tokens out" in page
-    assert "KV memory in use" not in page
+    for unseen in ("KV memory in use", "Preemptions", "low .. high"):
+        assert unseen not in page
     one = tmp_path / "one"
     assert command(*common, "--concurrency", 1, "--save", one).exit_code == 0
     told = json.loads(command(*common, "--rate", 50, "--compare", one, "--json").stdout)

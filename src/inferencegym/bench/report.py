@@ -29,6 +29,8 @@ SINGLE = (
     "arrival_rps", "throughput_rps", "output_tps", "total_tps", "output_tps_per_gpu", "goodput_rps", "slo_attainment", "kv_used_mean", "kv_used_max",
     "prefix_hit_fraction", "spec_acceptance_fraction", "preemptions", "swaps", "cost_per_hour", "cost_per_1k_output_tokens",
 )  # fmt: skip
+#: What a client cannot know.
+UNSEEN = ("output_tps_per_gpu", "preemptions", "swaps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def page(runs: Sequence[ReportRun], *, title: str, command: str, context: Mappin
         f"<p>Made by <code>{html.escape(command)}</code></p>",
         facts(context),
         "<h2>Figures</h2>",
-        "<p>Best of a row in <strong>bold</strong>. <em>low .. high</em>: the same run with every step faster and slower by the step-time profile's own error.</p>",
+        _how_to_read(runs),
         _figures(runs),
         _endings(runs),
         "<h2>What requests felt</h2>",
@@ -118,6 +120,12 @@ def facts(context: Mapping[str, str]) -> str:
     return f"<dl>{rows}</dl>"
 
 
+def _how_to_read(runs: Sequence[ReportRun]) -> str:
+    best = "Best of a row in <strong>bold</strong>." if len(runs) > 1 else ""
+    band = "<em>low .. high</em>: the same run with every step faster and slower by the step-time profile's own error." if any(run.band for run in runs) else ""  # fmt: skip
+    return f"<p>{best} {band}</p>" if best or band else ""
+
+
 def _head(runs: Sequence[ReportRun], first: str = "") -> str:
     cells = "".join(
         f'<th scope="col"><span class="key" style="background:{style(i)[0]}"></span>{html.escape(run.label)}</th>'
@@ -127,7 +135,9 @@ def _head(runs: Sequence[ReportRun], first: str = "") -> str:
 
 
 def _figures(runs: Sequence[ReportRun]) -> str:
-    rows = [(name, statistic) for name in LATENCIES for statistic in STATISTICS] + [(name, "") for name in SINGLE]
+    unseen = UNSEEN if all(run.summary.observer == "client" for run in runs) else ()
+    rows = [(name, statistic) for name in LATENCIES for statistic in STATISTICS]
+    rows += [(name, "") for name in SINGLE if name not in unseen]
     lines = []
     for name, statistic in rows:
         values = [run.summary.value(name, statistic) for run in runs]
