@@ -88,7 +88,7 @@ def test_the_best_on_validation_is_installed_and_reported_with_everything_beside
     assert [len(one["values"]) for one in told["trainings"].values()] == [3, 3]
     assert told["trainings"]["1"]["curve"][-1][0] == told["trainings"]["1"]["steps"]
     page = (tmp_path / "learned.md").read_text()
-    assert "[easy](../environments/tasks/easy.md) | q-table, 2 |" in page
+    assert "docs/environments/tasks/easy.md) | q-table, 2 |" in page
     assert "sieve" in page
     assert (tmp_path / "learned.svg").read_text().count("<polyline") == 2
 

@@ -52,7 +52,7 @@ _ANSWER = {
 }
 _OBJECT = {"type": "object"}
 _REQUEST_HEADERS = {
-    "x-request-id": ("The request's id in answers, logs and at the backend; else one is made.", {"type": "string", "maxLength": 256, "pattern": "^[!-~]+$"}),
+    "x-request-id": ("The request's id in answers, logs and at the backend, 1 to 256 printable ASCII characters; else one is made. The answer says which.", {"type": "string"}),
     "x-slo-class": ("Service class; else the first one.", {"type": "string", "maxLength": 256}),
     "x-queue-ttl-ms": ("Longest wait for a seat, ms; the least of this, the class's and the server's holds.", {"type": "number", "exclusiveMinimum": 0}),
     "x-no-queue": ("Refuse with 503 rather than let it wait.", {"type": "string", "enum": ["true", "false", "1", "0"]}),
