@@ -20,7 +20,7 @@ _WIDTH, _HEIGHT, _COLUMNS = 300, 170, 3
 def write(result: Mapping[str, Any], folder: Path) -> None:
     """Write learned.md and learned.svg."""
     pages = os.path.relpath(Path(__file__).resolve().parent.parent / "docs" / "environments", folder.resolve())
-    (folder / "learned.md").write_text(page(result).replace("](../environments", f"]({pages}"), encoding="utf-8")
+    (folder / "learned.md").write_text(page(result, pages), encoding="utf-8")
     (folder / "learned.svg").write_text(picture(result["tasks"]), encoding="utf-8")
 
 
@@ -31,7 +31,7 @@ def figure(estimate: Mapping[str, float] | None, scale: float = 1.0, digits: int
     return f"{scale * estimate['value']:.{digits}f} ({scale * estimate['low']:.{digits}f} to {scale * estimate['high']:.{digits}f})"
 
 
-def page(result: Mapping[str, Any]) -> str:
+def page(result: Mapping[str, Any], pages: str) -> str:
     """The page as Markdown."""
     tasks = result["tasks"]
     lines = [
@@ -47,7 +47,7 @@ def page(result: Mapping[str, Any]) -> str:
         s = one["standing"]
         first = next(iter(one["trainings"].values()))
         cells = [
-            f"[{name}](../environments/tasks/{name}.md)", f"{first['algorithm']}, {s['seeds']}", f"**{figure(s['learned'])}**", figure(s["best_static"]),
+            f"[{name}]({pages}/tasks/{name}.md)", f"{first['algorithm']}, {s['seeds']}", f"**{figure(s['learned'])}**", figure(s["best_static"]),
             f"{s['rule']} {figure(s['best_rule'])}", f"{s['clairvoyant']['value']:.3f}", figure(s["closed"], 100, 0), figure(s["closed_from_rule"], 100, 0),
             str(sum(t["crashes"] for t in one["trainings"].values())), s["verdict"],
         ]  # fmt: skip

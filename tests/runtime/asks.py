@@ -1,10 +1,12 @@
-"""Requests for tests of the queue and of admission: plain asks without a body's meaning, and hypothesis strategies for crowds of them."""
+"""Requests for tests of the queue, of admission and of real engines: plain asks without a body's meaning, and hypothesis strategies for crowds of them."""
 
 from __future__ import annotations
 
+import json
+
 from hypothesis import strategies as st
 
-from inferencegym.runtime.ports import CHAT, Ask
+from inferencegym.runtime.ports import CHAT, Answer, Ask, Piece
 
 
 def ask(number: int = 0, *, arrival_s: float = 0.0, prompt_tokens: int = 10, max_tokens: int | None = None, body: bytes = b"{}", **more: object) -> Ask:  # fmt: skip
@@ -13,6 +15,23 @@ def ask(number: int = 0, *, arrival_s: float = 0.0, prompt_tokens: int = 10, max
         id=f"r{number}", endpoint=CHAT, model="m", body=body, fields=None, prompt_tokens=prompt_tokens, max_tokens=max_tokens,
         stream=False, arrival_s=arrival_s, **more,  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def chat(model: str, tokens: int, *, stream: bool = True, number: int = 0, **more: object) -> Ask:
+    """A chat request for a real engine, of exactly so many tokens; `more` are fields of its body."""
+    body = {
+        "model": model, "stream": stream, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
+        "messages": [{"role": "user", "content": f"Say number {number}."}], **more,
+    }  # fmt: skip
+    return Ask(
+        id=f"r{number}", endpoint=CHAT, model=model, body=json.dumps(body).encode(), fields=None, prompt_tokens=8,
+        max_tokens=tokens, stream=stream, arrival_s=0.0,
+    )  # fmt: skip
+
+
+async def read(answer: Answer) -> list[Piece]:
+    """All pieces of an answer."""
+    return [piece async for piece in answer]
 
 
 @st.composite

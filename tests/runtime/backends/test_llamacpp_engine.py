@@ -6,16 +6,17 @@ The first run fetches the engine (tests/openenv/llama.py). Orders and counts are
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
+from functools import partial
 
 import pytest
 
 from inferencegym.ground.errors import ConfigError
 from inferencegym.runtime.backends.llamacpp import LlamaCpp
-from inferencegym.runtime.ports import Ask, BackendError
+from inferencegym.runtime.ports import BackendError
 from tests.openenv import llama
+from tests.runtime.asks import chat, read
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -36,19 +37,7 @@ def make(files, tmp_path, **more) -> LlamaCpp:
     )  # fmt: skip
 
 
-def ask(tokens: int = 16, stream: bool = True, number: int = 0, **more) -> Ask:
-    body = {
-        "model": "smollm2", "stream": stream, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
-        "messages": [{"role": "user", "content": f"Say number {number}."}], **more,
-    }  # fmt: skip
-    return Ask(
-        id=f"r{number}", endpoint="chat", model="smollm2", body=json.dumps(body).encode(), fields=None, prompt_tokens=8,
-        max_tokens=tokens, stream=stream, arrival_s=0.0,
-    )  # fmt: skip
-
-
-async def read(answer) -> list:
-    return [piece async for piece in answer]
+ask = partial(chat, "smollm2")
 
 
 async def until(what, limit_s: float = 60.0):
@@ -120,7 +109,7 @@ def test_a_request_that_is_left_frees_its_slot(files, tmp_path, stream):
 def test_too_long_a_prompt_is_the_clients_fault(files, tmp_path):
     async def main(backend):
         with pytest.raises(BackendError) as caught:
-            await read(backend.submit(ask(messages=[{"role": "user", "content": "word " * 3000}])))
+            await read(backend.submit(ask(16, messages=[{"role": "user", "content": "word " * 3000}])))
         assert (caught.value.status, caught.value.fault) == (400, False)
         assert b"context" in caught.value.body
 

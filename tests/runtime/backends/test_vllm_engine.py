@@ -7,14 +7,15 @@ One server serves all; orders and counts are asserted, never times.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
+from functools import partial
 
 import pytest
 
 from inferencegym.runtime.backends.vllm import Vllm
-from inferencegym.runtime.ports import Ask, BackendError
+from inferencegym.runtime.ports import BackendError
+from tests.runtime.asks import chat, read
 
 PYTHON, MODEL = os.environ.get("INFERENCEGYM_VLLM_PYTHON", ""), os.environ.get("INFERENCEGYM_VLLM_MODEL", "")
 pytestmark = [
@@ -30,19 +31,7 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-def ask(tokens: int, stream: bool = True, number: int = 0, **more) -> Ask:
-    body = {
-        "model": "tiny", "stream": stream, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
-        "messages": [{"role": "user", "content": f"Say number {number}."}], **more,
-    }  # fmt: skip
-    return Ask(
-        id=f"r{number}", endpoint="chat", model="tiny", body=json.dumps(body).encode(), fields=None, prompt_tokens=8,
-        max_tokens=tokens, stream=stream, arrival_s=0.0,
-    )  # fmt: skip
-
-
-async def read(answer) -> list:
-    return [piece async for piece in answer]
+ask = partial(chat, "tiny")
 
 
 async def until(backend, what, limit_s: float = 60.0) -> None:
