@@ -1,0 +1,67 @@
+"""The desk: one process beside the server for whatever needs NumPy, Numba or a trace, so that neither the server's event loop nor its memory pays for it.
+
+`await desk.call(function, *arguments)` runs a function of a module by name over there and gives its answer. The process starts with the first call;
+a call that kills it costs that call and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from inferencegym.ground.errors import InferenceGymError
+
+_T = TypeVar("_T")
+#: What a process of ours yields to whoever serves: steps of Unix niceness.
+NICE = 10
+
+
+class DeskError(InferenceGymError):
+    """The process at the desk died over a call."""
+
+
+class Desk:
+    """One process that does what it is told, one call after another."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    async def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """The function's answer, computed over there; its errors are raised here. DeskError if the process died."""
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, mp_context=context(), initializer=begin)
+        pool = self._pool
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+        except BrokenProcessPool as error:
+            if self._pool is pool:
+                self._pool = None
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise DeskError("the process that computes for the dashboard died; try again") from error
+
+    def close(self) -> None:
+        """End the process; calls under way are given up."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            for process in (pool._processes or {}).values():
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def context() -> multiprocessing.context.ForkServerContext:
+    """How processes of the dashboard begin: forked from a server that has loaded what they need, once."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["inferencegym.web.kitchen"])
+    return made
+
+
+def begin() -> None:
+    """What every process of ours does first: step back, and leave Ctrl-C to the parent, who tells it when to end."""
+    os.nice(NICE)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
