@@ -16,6 +16,8 @@ from inferencegym.envs.openenv import poolview, view
 from inferencegym.envs.openenv.baseline import RULES, SURFACES, spoken
 from inferencegym.envs.openenv.environment import ENVIRONMENTS
 from inferencegym.envs.openenv.models import PagingAction, ServeAction, as_action
+from inferencegym.envs.pool import Pool, Waiting
+from inferencegym.envs.pool import look as pool_of
 from inferencegym.policies.catalogue import policy
 
 
@@ -59,7 +61,7 @@ def test_the_map_has_every_block_once(name):
     for _ in range(30):
         batch.actions[0] = 17
         batch.step()
-        pool = poolview.look(batch, 0)
+        pool = pool_of(batch, 0)
         facts = batch.facts(0)
         assert not batch.laws(0)
         assert sum(blocks for _, blocks in pool.owners) == facts["gpu_used"] == scalars(batch.arena, 0)["gpu_used"]
@@ -82,7 +84,7 @@ def test_the_map_has_every_block_once(name):
 
 def test_a_pool_of_any_size_fits_the_map():
     for blocks in (1, 7, 500, 10_000, 10_001, 100_000):
-        pool = poolview.Pool(blocks, [(0, blocks // 2), (5, blocks - blocks // 2)], 0, {}, [], 0)
+        pool = Pool(blocks, [(0, blocks // 2), (5, blocks - blocks // 2)], 0, {}, [], 0)
         html, height = poolview._map(pool, 0.0)
         assert height < 400
         per_cell = max(1, -(-blocks // 10_000))
@@ -94,7 +96,7 @@ def test_the_queue_shows_who_waits_for_how_long():
     for _ in range(200):
         environment.step(PagingAction(action_id=17))
     facts = environment._batch.facts(0)
-    pool = poolview.look(environment._batch, 0)
+    pool = pool_of(environment._batch, 0)
     vip = next(queue for queue in pool.queues if queue.name == "VIP")
     assert facts["vip_waiting"] + facts["free_waiting"] > 5
     assert vip.sla_ticks == 25
@@ -118,7 +120,7 @@ def test_a_crash_is_told_and_drawn():
     assert seen.terminated
     html = environment.render_web({})
     assert "crashed" in text(html)
-    wanted = sum(blocks for _, blocks in poolview.look(environment._batch, 0).owners)
+    wanted = sum(blocks for _, blocks in pool_of(environment._batch, 0).owners)
     assert wanted > 10_000
     assert f"{wanted:,} KV blocks wanted, there are 10,000" in text(html)
     assert sum(drawn_cells(html, colour) for _, colour, _ in poolview.KINDS) == pytest.approx(10_000)
@@ -200,7 +202,7 @@ def test_text_is_escaped_and_nothing_comes_from_elsewhere():
     html = view.serve(
         view.About(wild, wild, 0, 10, 0.0, wild), course, ttft_ms={wild: 1.0, "b": 2.0}, tpot_ms={wild: 1.0}
     )
-    pool = poolview.Pool(10, [(0, 3)], 10, {wild: 2}, [poolview.Waiting(wild, [3], 5, 2)], 1)
+    pool = Pool(10, [(0, 3)], 10, {wild: 2}, [Waiting(wild, [3], 5, 2)], 1)
     paged = dict.fromkeys(task("easy").batch(1).facts(0), 0.0)
     course = view.Course()
     course.add(view.Point(0, wild, 0.0, {}, paged))

@@ -16,6 +16,7 @@ from openenv.core.rubrics import Rubric
 import inferencegym
 from inferencegym.decision.knobs import LEVERS, OFFSETS
 from inferencegym.decision.paging import NAMES
+from inferencegym.envs import pool
 from inferencegym.envs.batch import Batch, Task
 from inferencegym.envs.openenv import poolview, tasks, view
 from inferencegym.envs.openenv.metrics import Meter
@@ -402,7 +403,7 @@ class PagedKVEnvironment(PlantEnvironment):
 
     def _drawn(self, about: view.About, course: view.Course) -> str:
         batch: Any = self._batch
-        return poolview.paging(about, course, poolview.look(batch, 0))
+        return poolview.paging(about, course, pool.look(batch, 0))
 
     def web_actions(self, observation: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         """A button for each action that is possible now."""

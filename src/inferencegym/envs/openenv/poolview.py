@@ -1,30 +1,14 @@
 """The view of a KV pool on OpenEnv's page: every block by owner, the queues, what lies on the CPU, and how use and waiting went.
 
-`look` reads a row of a batch; `paging` draws what was read (see view.py for the frame and the rules).
+`envs.pool.look` reads a row of a batch; `paging` draws what was read (see view.py for the frame and the rules).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from html import escape
 
-import numpy as np
-
-from inferencegym.engine.paging.memory import (
-    ACTIVE,
-    IDLE_CPU,
-    IDLE_GPU,
-    LIVE,
-    LOADING,
-    SWAPPED,
-    TIER,
-    TRANSFER,
-    WAITING,
-    part,
-    scalars,
-)
 from inferencegym.envs.openenv.view import (
     BLUE,
     ORANGE,
@@ -43,7 +27,7 @@ from inferencegym.envs.openenv.view import (
     page,
     strip,
 )
-from inferencegym.envs.pagedkv import PagedBatch
+from inferencegym.envs.pool import Pool, Waiting
 
 #: Kinds of blocks in the map's order: name, colour, what it means.
 KINDS: tuple[tuple[str, str, str], ...] = (
@@ -57,67 +41,6 @@ KINDS: tuple[tuple[str, str, str], ...] = (
 )
 #: The map: cells in a row, most rows, and a cell's width and height in pixels.
 MAP_COLUMNS, MAP_ROWS, WIDE, TALL = 125, 80, 5, 4
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A queue: who waits, in ticks since they came, first come first."""
-
-    name: str
-    waits_ticks: Sequence[int]
-    seats: int
-    sla_ticks: int
-    """0: none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """The KV pool: who owns how many blocks of the GPU, by kind (KINDS), and what lies on the CPU."""
-
-    gpu_blocks: int
-    owners: Sequence[tuple[int, int]]
-    """(kind, blocks), in the order in which they are drawn."""
-    cpu_blocks: int
-    cpu: Mapping[str, int]
-    """Blocks by what they are."""
-    queues: Sequence[Waiting]
-    tick: int
-
-
-def look(batch: PagedBatch, row: int) -> Pool:
-    """A row's pool as it stands before the next decision. In a row that has crashed the owners want more blocks than there are."""
-    s = scalars(batch.arena, row)
-    n, tick = int(s["requests"]), int(s["tick"])
-    live = part(batch.arena, row, "live_at", LIVE, int(s["capacity"]))[:n]
-    traffic = batch.task.traffic(batch.scenarios[row]).table[:n]
-    state, vip = live["state"], traffic["tier"] == 1
-    grown = np.where(state == ACTIVE, tick - live["ready"] + 1, 0)
-    size = -(-(live["context"] + grown) // int(s["block_tokens"]))
-    ring = part(batch.arena, row, "transfers_at", TRANSFER, int(s["max_transfers"]))
-    pending = ring[(int(s["transfer_head"]) + np.arange(int(s["transfer_len"]))) % len(ring)]
-    owners = []
-    for kind, (where, important) in enumerate(
-        ((ACTIVE, True), (ACTIVE, False), (LOADING, True), (LOADING, False), (IDLE_GPU, True), (IDLE_GPU, False))
-    ):
-        owners += [(kind, int(blocks)) for blocks in size[(state == where) & (vip == important)]]
-    owners += [(len(KINDS) - 1, int(blocks)) for blocks in pending["gpu"] if blocks]
-    swapped = (state == WAITING) & (live["flags"] & SWAPPED > 0)
-    cpu = {
-        "caches of VIPs": int(size[(state == IDLE_CPU) & vip].sum()),
-        "caches of free users": int(size[(state == IDLE_CPU) & ~vip].sum()),
-        "preempted requests": int(size[swapped].sum()),
-        "arriving or leaving": int(pending["cpu"].sum()),
-    }
-    tiers = part(batch.arena, row, "tiers_at", TIER, 2)
-    queues = []
-    for tier, name in ((1, "VIP"), (0, "free")):
-        waits, at = [], int(tiers[tier]["queue_head"])
-        while at:
-            request = live[at - 1]
-            waits.append(int(request["waited"]) + tick - int(request["since"]))
-            at = int(request["next"])
-        queues.append(Waiting(name, waits, int(tiers[tier]["seats"]), int(tiers[tier]["sla"])))
-    return Pool(int(s["gpu_blocks"]), owners, int(s["cpu_blocks"]), cpu, queues, tick)
 
 
 def paging(about: About, course: Course, pool: Pool) -> str:
