@@ -20,7 +20,7 @@ from rich.table import Table
 from inferencegym.ground.errors import ConfigError
 from inferencegym.ground.units import show_bytes, show_number
 from inferencegym.workload import describe as figures
-from inferencegym.workload import generate, is_description, names, read
+from inferencegym.workload import names, read
 from inferencegym.workload.catalogue import ORIGINALS
 from inferencegym.workload.fetch import fetch as fetch_original
 from inferencegym.workload.files import whole_file
@@ -28,6 +28,7 @@ from inferencegym.workload.find import VARIABLE, fetched_folder, found_traces, t
 from inferencegym.workload.fitting import compare, renamed
 from inferencegym.workload.fitting import fit as fit_workload
 from inferencegym.workload.generate import mean_rate_rps
+from inferencegym.workload.named import load
 from inferencegym.workload.shipped import load_named
 from inferencegym.workload.spec import dump
 
@@ -73,7 +74,13 @@ def list_traces(json_: Json = False) -> None:
 @app.command("describe")
 def describe(
     trace: Trace,
-    duration: Annotated[float, typer.Option(help="Seconds to generate, for a shipped description.")] = 3600.0,
+    duration: Annotated[
+        float | None,
+        typer.Option(help="Seconds: to generate for a description (default 3600), from the start of a real trace."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Mean requests per second; the arrival pattern is kept and scaled.")
+    ] = None,
     seed: Seed = 0,
     format_: Annotated[str | None, typer.Option("--format", help="File format, where the columns do not tell.")] = None,
     column: Column = None,
@@ -84,13 +91,10 @@ def describe(
     json_: Json = False,
 ) -> None:
     """Show a workload's rates, burstiness, lengths, sessions and shared prefixes."""
-    if is_description(trace):
-        workload = generate(trace, seed=seed, duration_s=duration)
-    else:
-        workload = read(
-            trace, format=format_, columns=_columns(column), sort=sort, prefixes=prefixes, sessions=sessions, pool=pool,
-            seed=seed,
-        )  # fmt: skip
+    options = {
+        "format": format_, "columns": _columns(column), "sort": sort, "prefixes": prefixes, "sessions": sessions, "pool": pool,
+    }  # fmt: skip
+    workload = load(trace, seed=seed, duration_s=duration, rate_rps=rate, **options)
     found = figures.describe(workload)
     if json_:
         _print_json(found)
