@@ -29,6 +29,7 @@ async function ask(path, options = {}) {
     throw new ApiError(0, "The server cannot be reached. Is it still running?");
   }
   if (response.ok) return response;
+  if (response.status === 401) dispatchEvent(new Event("needs-key"));
   let told = null;
   try {
     told = (await response.json()).error;
