@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inferencegym.bench.chart import COLOURS, ticks
 from inferencegym.decision.knobs import LEVERS, QUANTIZATION_TIERS
 from inferencegym.decision.paging import NAMES
 from inferencegym.envs.actors import actor
@@ -29,6 +28,8 @@ from inferencegym.envs.episode import Episode, record
 from inferencegym.envs.grade import load_anchors
 from inferencegym.envs.splits import scenario
 from inferencegym.policies.catalogue import policy_names
+from inferencegym.report.chart import ticks
+from inferencegym.report.palette import SERIES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "environments"
 TASKS = ("bursty_workload", "adversarial_multitenant", "medium", "hard")
@@ -195,7 +196,7 @@ svg{background:#fff;font:12px system-ui,-apple-system,"Segoe UI",Helvetica,Arial
 .title{font-size:18px;font-weight:600;fill:#111}.head{font-size:14px;font-weight:600;fill:#111}.soft{fill:#666}.small{font-size:10.5px;fill:#666}
 .frame{fill:#fafafa;stroke:#d0d0d0}.grid{stroke:#e4e4e4}.other{fill:none;stroke:#c4c4c4;stroke-width:1}
 """
-BACK, FRONT = "#a9cdea", COLOURS[0]
+BACK, FRONT = "#a9cdea", SERIES[0].light
 
 
 def draw(

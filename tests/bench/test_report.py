@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from inferencegym.bench.chart import Line, chart, log_ticks, ticks
 from inferencegym.bench.report import ReportRun, gap_curve, page, value_curve, write_report
 from inferencegym.metrics.itl import ItlHistogram
 from inferencegym.metrics.record import Records
@@ -60,7 +59,11 @@ class Tags(HTMLParser):
 )
 def test_page_is_well_formed_and_needs_nothing_from_outside(labels: list[str]) -> None:
     text = page(
-        [run(label) for label in labels], title="T & U", command="inferencegym simulate", context={"digest": "abc"}
+        [run(label) for label in labels],
+        title="T & U",
+        command="inferencegym simulate",
+        context={},
+        digests={"digest": "abc"},
     )
     tags = Tags()
     tags.feed(text)
@@ -79,16 +82,16 @@ def test_a_run_in_which_nothing_finished_still_makes_a_page() -> None:
     records = nothing.records.take(np.zeros(0, dtype=np.int64))
     empty = {name: np.zeros(0) for name in nothing.timeline}
     bare = ReportRun("empty", records, ItlHistogram(), summarise(records), empty, {}, None)
-    assert "Nothing to show" in page([bare], title="t", command="c", context={})
+    assert "Nothing to show" in page([bare], title="t", command="c", context={}, digests={})
 
 
 def test_the_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "deep" / "report.html"
-    write_report(target, [run("x")], title="t", command="c", context={})
+    write_report(target, [run("x")], title="t", command="c", context={}, digests={})
     before = target.read_text()
-    monkeypatch.setattr("inferencegym.bench.report.os.replace", _full_disk)
+    monkeypatch.setattr("inferencegym.report.frame.os.replace", _full_disk)
     with pytest.raises(OSError, match="full"):
-        write_report(target, [run("y")], title="t", command="c", context={})
+        write_report(target, [run("y")], title="t", command="c", context={}, digests={})
     assert target.read_text() == before
     assert [file.name for file in target.parent.iterdir()] == ["report.html"]
 
@@ -102,16 +105,3 @@ def test_curves_rise_from_nothing_to_all() -> None:
         assert (np.diff(x) >= 0).all()
         assert (np.diff(y) >= 0).all()
         assert y[-1] == 1.0
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 1e-6), (3.0, 3.2), (0.0, 7e9)])
-def test_ticks_lie_inside_and_are_few(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert 2 <= len(found) <= 7
-    assert all(low - 1e-9 * high <= tick <= high * (1 + 1e-9) for tick in found)
-    assert all(1e-3 <= tick <= 1e4 for tick in log_ticks(1e-3, 1e4))
-
-
-def test_a_constant_line_can_be_drawn() -> None:
-    drawn = chart([Line("flat", 0, np.array([0.0, 1.0]), np.array([0.0, 0.0]))], title="t", x_label="x", y_label="y")
-    assert "nan" not in drawn.lower()

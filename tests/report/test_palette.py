@@ -8,7 +8,25 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from inferencegym.report.palette import ACCENT, BAD, INK, KV, MARK, OK, PAPER, SERIES, SOFT, WARN, colour, dash, named
+from inferencegym.report.palette import (
+    ACCENT,
+    BAD,
+    HEAT,
+    HEAT_HIGH,
+    HEAT_LOW,
+    HEAT_TURN,
+    INK,
+    KV,
+    MARK,
+    OK,
+    PAPER,
+    SERIES,
+    SOFT,
+    WARN,
+    colour,
+    dash,
+    named,
+)
 from inferencegym.report.style import tokens
 
 Floats = npt.NDArray[np.float64]
@@ -83,6 +101,18 @@ def test_the_first_six_series_stay_apart_with_any_colour_vision(theme: int, visi
 def test_kinds_of_blocks_and_verdicts_stay_apart(theme: int, vision: str) -> None:
     assert nearest([shade[theme] for shade in KV.values()], vision) >= 12.0
     assert nearest([shade[theme] for shade in (OK, WARN, BAD)], vision) >= 10.0
+
+
+@THEMES
+@pytest.mark.parametrize("percent", range(0, 101, 5))
+def test_numbers_can_be_read_on_every_cell_of_a_heat_map(theme: int, percent: int) -> None:
+    share = percent / 100
+    mixed = [
+        round(share * int(HEAT[theme][i : i + 2], 16) + (1 - share) * int(PAPER[theme][i : i + 2], 16))
+        for i in (1, 3, 5)
+    ]
+    words = HEAT_HIGH if share >= HEAT_TURN else HEAT_LOW
+    assert contrast("#{:02x}{:02x}{:02x}".format(*mixed), words[theme]) >= 4.5
 
 
 def test_a_line_keeps_its_colour_and_sixty_four_look_different() -> None:

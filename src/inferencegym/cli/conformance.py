@@ -21,8 +21,8 @@ from inferencegym.bench.conformance.check import Result
 from inferencegym.bench.conformance.show import MARKS, as_json, conforms, counts, page
 from inferencegym.bench.conformance.suite import CHECKS, run
 from inferencegym.bench.conformance.talk import Asked
-from inferencegym.bench.report import write_whole
 from inferencegym.ground.errors import ConfigError
+from inferencegym.report.frame import write_whole
 
 _COLOURS = {"pass": "green", "fail": "red", "skipped": "dim"}
 

@@ -27,6 +27,7 @@ from inferencegym.learn.explain_page import write_page
 from inferencegym.learn.page import score_label
 from inferencegym.policies.trained import SUFFIX
 from inferencegym.policies.tree import TreePolicy
+from inferencegym.report.frame import table
 
 
 def explain(
@@ -161,9 +162,6 @@ def _scores(compared: Evaluation) -> str:
     lines = []
     for row in rows:
         above = "" if row.difference is None else str(row.difference)
-        lines.append(
-            f"<tr><th scope='row'>{html.escape(row.policy)}</th><td>{row.score}</td><td>{row.value:.4f}</td><td>{above}</td></tr>"
-        )
-    head = "".join(f"<th scope='col'>{text}</th>" for text in heads)
+        lines.append([html.escape(row.policy), html.escape(str(row.score)), f"{row.value:.4f}", html.escape(above)])
     said = f"{len(compared.scenarios)} {compared.split} scenarios; interquartile mean and 95 % interval; difference on the same scenarios."
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table><p>{said}</p>"
+    return table(said, heads, lines)

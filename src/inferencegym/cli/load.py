@@ -165,7 +165,7 @@ async def _run_all(plans: dict[str, Plan], target: Target, slo: Slo, *, quiet: b
 def _kept(label: str, plan: Plan, target: Target, result: LoadResult, slo: Slo) -> Kept:
     settings = {
         "url": target.url, "model": target.model, "endpoint": target.endpoint, "workload": f"{plan.workload.name}: {plan.workload.source}",
-        "requests": str(len(plan.workload)), "loop": "open" if plan.concurrency is None else f"closed, {plan.concurrency} at once",
+        "workload_digest": plan.workload.digest(), "requests": str(len(plan.workload)), "loop": "open" if plan.concurrency is None else f"closed, {plan.concurrency} at once",
         "warmup": str(plan.warmup), "hang_up_share": f"{plan.hang_up_share:g}", "seed": str(plan.seed), "slo": str(slo),
     }  # fmt: skip
     return Kept(label, result.records, result.itl, slo, plan.workload.slo_class_names, result.timeline, settings, result.errors, result.request_ids)  # fmt: skip
@@ -224,7 +224,8 @@ def _write_report(path: Path, runs: list[Kept], url: str) -> None:
         "seen by": "the client; latencies count from the time a request was due",
         "queue time": "the load generator's own delay: how late requests were sent",
         "requests waiting, running": "sent and without a token yet; tokens flowing",
-        "package version": inferencegym.__version__,
     }
-    command = "inferencegym " + shlex.join(sys.argv[1:])
-    write_report(path, columns, title=f"Load on {url}", command=command, context=context)
+    # Runs kept by an earlier release do not say theirs.
+    digests = {f"workload digest, {one.label}": one.settings.get("workload_digest", "") for one in runs}
+    command = shlex.join(["inferencegym", *sys.argv[1:]])
+    write_report(path, columns, title=f"Load on {url}", command=command, context=context, digests=digests)

@@ -264,7 +264,7 @@ def _as_json(workload: Workload, outcomes: list[Outcome], left_out: int) -> dict
 
 
 def _write_report(path: Path, workload: Workload, outcomes: list[Outcome], left_out: int) -> None:
-    from inferencegym.bench.report import ReportRun, write_report  # matplotlib only when a report is asked for
+    from inferencegym.bench.report import ReportRun, write_report
 
     runs = [
         ReportRun(
@@ -278,15 +278,14 @@ def _write_report(path: Path, workload: Workload, outcomes: list[Outcome], left_
         )
         for outcome in outcomes
     ]
+    profiles = {o.result.profile.describe(): o.result.profile.digest for o in outcomes}
     context = {
         "workload": f"{workload.name}: {workload.source}",
-        "workload digest": workload.digest(),
         "attribution": workload.attribution,
         "rows left out (failed at the source)": str(left_out),
-        "step-time profile": "; ".join(
-            sorted({load_profile(o.result.deployment.gpu_facts.name).describe() for o in outcomes})
-        ),
-        "package version": inferencegym.__version__,
     }
+    digests = {"workload digest": workload.digest()}
+    digests |= {f"digest of step-time profile {said}": profiles[said] for said in sorted(profiles)}
     title = f"{workload.name} on {outcomes[0].result.deployment.model_facts.name}, {outcomes[0].result.deployment.gpu_facts.name}"
-    write_report(path, runs, title=title, command="inferencegym " + shlex.join(sys.argv[1:]), context=context)
+    command = shlex.join(["inferencegym", *sys.argv[1:]])
+    write_report(path, runs, title=title, command=command, context=context, digests=digests)

@@ -6,11 +6,13 @@ live engine's own profile has the same form. Shipped ones lie in `engine/profile
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,12 @@ class Profile:
         mape = self.error.get("mape")
         said = "" if mape is None else f", error {mape:.1%}"
         return f"{self.name} ({self.trust}{said}; {self.fitted_on})"
+
+    @property
+    def digest(self) -> str:
+        """Of everything that it says, so that two results can be known to stand on the same profile."""
+        said = json.dumps(asdict(self), sort_keys=True, default=dict)
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     def with_factors(self, **changes: float) -> Profile:
         """A copy with some factors changed."""

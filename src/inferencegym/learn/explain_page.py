@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-import inferencegym
 from inferencegym.decision.encodings import show_lever
-from inferencegym.decision.knobs import GRID, LEVERS
+from inferencegym.decision.knobs import COLUMNS, GRID, LEVERS
 from inferencegym.decision.paging import NAMES
 from inferencegym.learn.distill import Distilled
 from inferencegym.learn.explain import Against, Explanation, Timeline
 from inferencegym.learn.gradients import Attributions
+from inferencegym.report.chart import Axis, svg
+from inferencegym.report.frame import framed, write_whole
+from inferencegym.report.palette import HEAT_TURN, colour, dash
 
 _CELL_W, _CELL_H, _LABEL = 66, 22, 130
 _WIDTH, _LEFT, _RIGHT = 940, 150, 80
@@ -33,50 +35,63 @@ _ADDING = 10
 def write_page(
     path: Path, found: Explanation, *, command: str, tree: Distilled | None = None, scores: str = ""
 ) -> None:
-    """Write the file. `scores`: HTML of a comparison of policy and tree, if there is one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    title = f"What {html.escape(found.policy)} does on {html.escape(found.task)}"
-    body = "".join([f"<h1>{title}</h1>", f"<p>Made by <code>{html.escape(command)}</code> with inferencegym {inferencegym.__version__}.</p>", *sections(found, tree, scores)])  # fmt: skip
-    path.write_text(
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_PAGE_CSS}{CSS}</style></head><body><main>{body}</main></body></html>\n",
-        encoding="utf-8",
-    )
+    """Write the file, whole or not at all. `scores`: HTML of a comparison of policy and tree, if there is one."""
+    title = f"What {found.policy} does on {found.task}"
+    context = {"policy": found.policy, "scenarios": f"{found.scenarios} of the split {found.split}"}
+    digests = {f"task digest, {found.task}": found.digest}
+    body = "".join(sections(found, tree, scores, level=2))
+    write_whole(path, framed(title, body, command=command, digests=digests, context=context, style=CSS))
 
 
-def sections(found: Explanation, tree: Distilled | None = None, scores: str = "") -> list[str]:
-    """The explanation in HTML, without heading; `CSS` belongs to it."""
+def sections(found: Explanation, tree: Distilled | None = None, scores: str = "", *, level: int = 3) -> list[str]:
+    """The explanation in HTML, without a heading of its own; `CSS` belongs to it. `level`: rank of the headings in it."""
+
+    def heading(text: str) -> str:
+        return f"<h{level}>{html.escape(text)}</h{level}>"
+
     stands = ", ".join(f"<b>{name}</b> {value}" for name, value in found.constant.items())
+    whose = f'<ul class="legend">{_key("own", found.timeline.policy)}{_key("other", found.timeline.other)}</ul>'
     parts = [
         '<div class="explained">',
         f"<p>{found.decisions:,} decisions in {found.scenarios} {html.escape(found.split)} scenarios; mean value {found.value:.4f}."
         + (f" Never moved: {stands}." if stands else "")
         + "</p>",
-        "<h3>What it chooses, by load</h3>",
+        heading("What it chooses, by load"),
         "<p>Each column is an interval of the load with about as many decisions as the others; a cell is the share of its decisions.</p>",
         '<div class="maps">' + "".join(heat_map(one) for one in found.against) + "</div>"
         if found.against
         else "<p>It never moves a knob.</p>",
-        "<h3>What its choices hang on</h3>",
+        heading("What its choices hang on"),
         "<p>Share of decisions that come out otherwise when one column's values are shuffled among all decisions. Columns that say the same"
         " (arrivals and requests that run, say) share what hangs on both.</p>",
-        bars([(one.column, one.changed, one.by_knob) for one in found.importance], "{:.1%}"),
+        bars(
+            [(one.column, one.changed, one.by_knob) for one in found.importance],
+            "{:.1%}",
+            title="Decisions that hang on a column",
+            x=Axis("decisions that come out otherwise", "%"),
+        ),
         *_gradients(found.attributions),
-        f"<h3>One episode: scenario {found.timeline.scenario}, beside {html.escape(found.timeline.other)}</h3>",
+        heading(f"One episode: scenario {found.timeline.scenario}, beside {found.timeline.other}"),
         f"<p>Value {found.timeline.value:.4f}, against {found.timeline.other_value:.4f} of {html.escape(found.timeline.other)} on the same requests.{_crashes(found.timeline)}"
-        f' <span class="key own"></span>{html.escape(found.policy)} <span class="key other"></span>{html.escape(found.timeline.other)}</p>',
+        f"</p>{whose}",
         over_time(found.timeline),
         "<p>The lead is in return, the sum of rewards, which are shaped for learning; grades compare values.</p>",
     ]
     if tree is not None:
         parts += [
-            "<h3>The same as a tree to read</h3>",
+            heading("The same as a tree to read"),
             f"<p>{tree.tree.branches.leaves} leaves; it decides as the policy does in {tree.agreement:.1%} of its decisions on validation scenarios."
             " After each leaf, how often it is reached.</p>",
             scores,
             f"<pre>{html.escape(tree.text())}</pre>",
         ]
     return [*parts, "</div>"]
+
+
+def _key(kind: str, name: str) -> str:
+    """An entry of the episode's legend."""
+    drawn = f'<svg viewBox="0 0 36 10" aria-hidden="true"><polyline class="{kind}" points="0,5 36,5"/></svg>'
+    return f"<li>{drawn}{html.escape(name)}</li>"
 
 
 def _crashes(line: Timeline) -> str:
@@ -91,10 +106,8 @@ def heat_map(one: Against) -> str:
     """Choices in rows, intervals of the load in columns."""
     bins = len(one.intervals)
     width, height = _LABEL + _CELL_W * max(bins, 4) + 10, _CELL_H * len(one.choices) + 52
-    said = f"{one.what} against {one.load}"
-    lines = [
-        f'<figure><figcaption>{said}</figcaption><svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" aria-label="{said}">'
-    ]
+    title = f"{one.what} against {one.load}"
+    lines = []
     # Numbers grow upwards, as on any axis; a list of actions begins with the most frequent.
     rows = list(range(len(one.choices)))
     for y, i in enumerate(rows if one.what == "action" else rows[::-1]):
@@ -108,7 +121,7 @@ def heat_map(one: Against) -> str:
                 f'<rect class="cell" x="{x}" y="{top}" width="{_CELL_W - 2}" height="{_CELL_H - 2}" style="fill-opacity:{share:.3f}"/>'
             )
             if share >= 0.005:
-                ink = "on" if share > 0.55 else "off"
+                ink = "on" if share >= HEAT_TURN else "off"
                 lines.append(
                     f'<text class="{ink}" x="{x + _CELL_W / 2 - 1}" y="{top + 15}" text-anchor="middle">{share:.0%}</text>'
                 )
@@ -120,10 +133,23 @@ def heat_map(one: Against) -> str:
             f'<text x="{_LABEL + _CELL_W * b + _CELL_W / 2 - 1}" y="{floor + 16}" text-anchor="middle">{text}</text>'
         )
     middle = _LABEL + _CELL_W * max(bins, 4) / 2
+    axis = Axis(one.load, one.unit)
     lines.append(
-        f'<text class="label" x="{middle}" y="{floor + 36}" text-anchor="middle">{html.escape(f"{one.load} ({one.unit})")}</text>'
+        f'<text class="label" x="{middle}" y="{floor + 36}" text-anchor="middle">{html.escape(axis.label)}; in a cell: share of decisions (%)</text>'
     )
-    return "".join(lines) + "</svg></figure>"
+    most = [max(range(len(one.choices)), key=lambda i, b=b: one.shares[i][b]) for b in range(bins)]  # type: ignore[misc]
+    told = "; ".join(
+        f"at {_end(low)} to {_end(high)} mostly {one.choices[i]} ({one.shares[i][b]:.0%})"
+        for b, ((low, high), i) in enumerate(zip(one.intervals, most, strict=True))
+    )
+    drawing = svg(
+        "".join(lines),
+        width,
+        height,
+        f"{title}: share of decisions (%) against {axis.label}. {told}.",
+        least=0.8 * width,
+    )
+    return f'<figure><figcaption>{html.escape(title)}</figcaption><div class="pan">{drawing}</div></figure>'
 
 
 def _gradients(found: Attributions | None) -> list[str]:
@@ -134,29 +160,36 @@ def _gradients(found: Attributions | None) -> list[str]:
         "<p>And what each column adds to them, by integrated gradients: its part of how far the chosen score, above the mean of its knob's scores,"
         f" is from that at the mean observation. Sizes over {found.decisions:,} decisions, in percent of all columns'; nothing is shuffled, so every"
         " situation is one that occurred.</p>",
-        bars([(one.column, one.share, one.by_knob) for one in found.columns[:_ADDING]], "{:.3g}"),
+        bars(
+            [(one.column, one.share, one.by_knob) for one in found.columns[:_ADDING]],
+            "{:.3g}",
+            title="What columns add",
+            x=Axis("part of all columns", "%"),
+        ),
     ]
 
 
-def bars(found: Sequence[tuple[str, float, dict[str, float]]], detail: str) -> str:
+def bars(found: Sequence[tuple[str, float, dict[str, float]]], detail: str, *, title: str, x: Axis) -> str:
     """One bar for each column: (its name, its share, the same by knob in the format `detail`)."""
     shown = [one for one in found if one[1] > 0.0]
     if not shown:
         return "<p>On nothing: no column changes a decision.</p>"
     most = max(share for _, share, _ in shown)
-    width, left = 640, 190
-    lines = [
-        f'<svg viewBox="0 0 {width} {22 * len(shown) + 6}" style="max-width:{width}px" role="img" aria-label="importance of columns">'
-    ]
+    width, left, floor = 640, 190, 22 * len(shown) + 4
+    lines = []
     for i, (column, share, by_knob) in enumerate(shown):
         y, length = 22 * i + 4, share / most * (width - left - 60)
         said = ", ".join(f"{name} {detail.format(part)}" for name, part in by_knob.items()) or f"{share:.1%}"
         lines.append(
-            f'<text class="label" x="{left - 8}" y="{y + 13}" text-anchor="end">{column}</text>'
-            f'<rect class="bar" x="{left}" y="{y}" width="{length:.1f}" height="17"><title>{said}</title></rect>'
+            f'<text class="label" x="{left - 8}" y="{y + 13}" text-anchor="end">{html.escape(column)}</text>'
+            f'<rect class="bar" x="{left}" y="{y}" width="{length:.1f}" height="17"><title>{html.escape(said)}</title></rect>'
             f'<text x="{left + length + 6:.1f}" y="{y + 13}">{share:.1%}</text>'
         )
-    return "".join(lines) + "</svg>"
+    lines.append(f'<line class="axis" x1="{left}" x2="{left}" y1="2" y2="{floor}"/>')
+    lines.append(f'<text class="label" x="{left}" y="{floor + 16}">{html.escape(x.label)}</text>')
+    told = "; ".join(f"{column} {share:.1%}" for column, share, _ in shown)
+    drawing = svg("".join(lines), width, floor + 24, f"{title}: {x.label}. {told}.", least=480)
+    return f'<figure><figcaption>{html.escape(title)}</figcaption><div class="pan">{drawing}</div></figure>'
 
 
 def over_time(line: Timeline) -> str:
@@ -181,7 +214,9 @@ def over_time(line: Timeline) -> str:
         drawn += lines
         top += height + 16
     drawn += _time_axis(line, top - 10)
-    return f'<svg viewBox="0 0 {_WIDTH} {top + 30}" style="max-width:{_WIDTH}px" role="img" aria-label="one episode over time">{"".join(drawn)}</svg>'
+    told = f"One episode over time: {line.policy} beside {line.other}. It ends with a value of {line.value:.4g} against {line.other_value:.4g}."
+    drawing = svg("".join(drawn), _WIDTH, top + 30, told, least=0.8 * _WIDTH)
+    return f'<figure><figcaption>The episode over time</figcaption><div class="pan">{drawing}</div></figure>'
 
 
 def _x(line: Timeline, step: float) -> float:
@@ -259,7 +294,7 @@ def _steps(line: Timeline, name: str, own: Any, other: Any, top: int) -> tuple[i
     def y(value: float) -> float:
         return top + height - 6 - (scale(value) - scale(low)) / max(scale(high) - scale(low), 1e-9) * (height - 12)
 
-    lines = _frame(top, height, name, "")
+    lines = _frame(top, height, name, COLUMNS[COLUMNS.index(name)].unit)
     for value in {low, high} if len(grid) > 3 else used:
         lines.append(f'<text x="{_LEFT - 5}" y="{y(value) + 4:.1f}" text-anchor="end">{show_lever(name, value)}</text>')
     for series, kind in ((other, "other"), (own, "own")):
@@ -302,11 +337,13 @@ def _time_axis(line: Timeline, top: int) -> list[str]:
     lines = []
     for k in range(7):
         at = steps * k / 6
-        text = f"{at * line.length:.0f} s" if line.step == "window" else f"{at:,.0f}"
+        text = f"{at * line.length:,.0f}" if line.step == "window" else f"{at:,.0f}"
         anchor = "end" if k == 6 else "middle"
         lines.append(f'<text x="{_x(line, at):.1f}" y="{top + 14}" text-anchor="{anchor}">{text}</text>')
-    word = "time in the episode" if line.step == "window" else "decision"
-    lines.append(f'<text class="label" x="{(_LEFT + _WIDTH) / 2}" y="{top + 32}" text-anchor="middle">{word}</text>')
+    axis = Axis("time in the episode", "s") if line.step == "window" else Axis("time in the episode", "decisions")
+    lines.append(
+        f'<text class="label" x="{(_LEFT + _WIDTH) / 2}" y="{top + 32}" text-anchor="middle">{axis.label}</text>'
+    )
     return lines
 
 
@@ -331,23 +368,11 @@ def short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
-_PAGE_CSS = """
-:root{color-scheme:light dark;--paper:#fff;--ink:#1a1a1a;--soft:#5c5c5c;--rule:#d8d8d8;--mark:#f3f6fa}
-@media (prefers-color-scheme:dark){:root{--paper:#15181c;--ink:#e8e8e8;--soft:#a8adb3;--rule:#343a41;--mark:#1f252c}}
-*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1160px;margin:0 auto;padding:1.5rem}h1{font-size:1.5rem;margin:0 0 .5rem}
-code{background:var(--mark);padding:.1em .35em;border-radius:4px;overflow-wrap:anywhere}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.25rem .8rem;border-bottom:1px solid var(--rule);text-align:right}
-th:first-child{text-align:left;font-weight:500}svg{width:100%;height:auto}svg text{fill:var(--soft);font:12px system-ui,sans-serif}svg .label{fill:var(--ink)}
-"""
-#: What the sections need beside the colours of the page that they stand on.
-CSS = """
-.explained h3{font-size:1.05rem;margin:1.6rem 0 .3rem}.explained svg{display:block}.explained figure{margin:0;min-width:0}
-.explained figcaption{font-weight:600;font-size:.9rem}.explained .maps{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:1rem 1.5rem}
-.explained .cell,.explained .bar{fill:#0072B2;stroke:none}.explained text.on{fill:#fff}.explained text.off{fill:var(--ink)}
-.explained .frame{fill:none;stroke:var(--rule)}.explained .rule{stroke:var(--rule)}.explained .limit{stroke:#009E73;stroke-dasharray:5 3}
-.explained text.limit{fill:#009E73;stroke:none}.explained polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}
-.explained .own{stroke:#0072B2;background:#0072B2}.explained .other{stroke:#D55E00;background:#D55E00;stroke-dasharray:5 3;stroke-width:1.4}
-.explained .key{display:inline-block;width:1.6em;height:3px;vertical-align:middle;margin:0 .4em 0 1em}
-.explained pre{background:var(--mark);padding:1rem;overflow-x:auto;font-size:.85rem;line-height:1.45}
+#: What the sections need beside the style of a report. The policy and the other have the first two series.
+CSS = f"""
+.explained .maps{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:1rem 1.5rem}}
+.explained .cell{{fill:var(--heat)}}.explained .bar{{fill:{colour(0)}}}.explained text.on{{fill:var(--heat-high)}}.explained text.off{{fill:var(--heat-low)}}
+.explained .rule{{stroke:var(--rule)}}.explained line.limit{{stroke:var(--ok);stroke-dasharray:5 3}}.explained text.limit{{fill:var(--ok)}}
+.explained polyline{{fill:none;stroke-width:1.8;stroke-linejoin:round}}.explained .own{{stroke:{colour(0)}}}
+.explained .other{{stroke:{colour(1)};stroke-dasharray:{dash(1)};stroke-width:1.4}}.explained .legend svg{{stroke-width:3}}
 """

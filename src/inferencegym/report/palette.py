@@ -62,6 +62,11 @@ KV: dict[str, Shade] = {
     "leaving": Shade("#82878c", "#9a9fa5"),
     "unused": MARK,
 }
+#: Shares of one colour, as in a heat map: a cell's opacity is its share. Numbers stand on it in `heat-low`, and from HEAT_TURN on in `heat-high`.
+HEAT = Shade("#005a8c", "#2a63b0")
+HEAT_LOW = Shade("#000000", "#ffffff")
+HEAT_HIGH = Shade("#ffffff", "#ffffff")
+HEAT_TURN = 0.79
 #: Tiers of users, in charts.
 TIERS: dict[str, Shade] = {"vip": KV["active-vip"], "free": KV["active-free"]}
 
@@ -70,6 +75,7 @@ def named() -> dict[str, Shade]:
     """Every colour by the name of its CSS custom property, without the dashes in front."""
     found = {
         "paper": PAPER, "ink": INK, "soft": SOFT, "rule": RULE, "mark": MARK, "accent": ACCENT, "ok": OK, "warn": WARN, "bad": BAD,
+        "heat": HEAT, "heat-low": HEAT_LOW, "heat-high": HEAT_HIGH,
     }  # fmt: skip
     found |= {f"series-{i}": Shade(slot.light, slot.dark) for i, slot in enumerate(SERIES)}
     found |= {f"kv-{kind}": shade for kind, shade in KV.items()}

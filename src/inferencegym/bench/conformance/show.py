@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inferencegym.bench.conformance.check import MUST, Result
-from inferencegym.bench.report import facts, framed
+from inferencegym.report.frame import framed, section, table
 
 MARKS = {"pass": "✓ pass", "fail": "✗ fail", "skipped": "– skipped"}
 
@@ -44,30 +44,25 @@ def as_json(results: Sequence[Result], about: Mapping[str, str]) -> dict[str, An
 def page(results: Sequence[Result], about: Mapping[str, str], command: str) -> str:
     """The page: what failed first, then all by group."""
     failed = [one for one in results if one.verdict == "fail"]
+    word = "ok" if conforms(results) else "bad"
     body = [
-        f"<h1>Conformance: {html.escape(about.get('server', ''))}</h1>",
-        f"<p>Made by <code>{html.escape(command)}</code></p>",
-        facts(about),
-        f"<p><strong>{'Conforms' if conforms(results) else 'Does not conform'}</strong>: {html.escape(counts(results))}.</p>",
+        f"<p><strong class='{word}'>{'Conforms' if conforms(results) else 'Does not conform'}</strong>: {html.escape(counts(results))}.</p>"
     ]
     if failed:
-        body += ["<h2>What failed</h2>", _table(failed)]
+        body.append(section("What failed", _table("Checks that failed.", failed)))
     for group in dict.fromkeys(one.check.group for one in results):
-        body += [
-            f"<h2>{html.escape(group.capitalize())}</h2>",
-            _table([one for one in results if one.check.group == group]),
-        ]
-    return framed("Conformance", "".join(body))
+        own = [one for one in results if one.check.group == group]
+        body.append(section(group.capitalize(), _table(f"Checks of {group}.", own)))
+    context = {name: value for name, value in about.items() if name != "inferencegym"}  # the page's head says it
+    title = f"Conformance: {about.get('server', '')}"
+    return framed(title, "".join(body), command=command, context=context, digests={})
 
 
-def _table(results: Sequence[Result]) -> str:
-    heads = "".join(f"<th scope='col'>{head}</th>" for head in ("check", "level", "what", "verdict", "seen", "ms"))
-    rows = "".join(
-        f"<tr{' class=differs' if one.verdict == 'fail' else ''}><th scope='row'>{html.escape(one.check.id)}</th>"
-        + "".join(
-            f"<td style='text-align:left'>{html.escape(text)}</td>" for text in (one.check.level, one.check.sentence)
-        )
-        + f"<td>{MARKS[one.verdict]}</td><td style='text-align:left'>{html.escape(one.note)}</td><td>{one.took_s * 1e3:.0f}</td></tr>"
-        for one in results
-    )
-    return f"<div class='scroll'><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+def _table(caption: str, results: Sequence[Result]) -> str:
+    rows = []
+    for one in results:
+        texts = (one.check.id, one.check.level, one.check.sentence, MARKS[one.verdict], one.note)
+        rows.append([*(html.escape(text) for text in texts), f"{one.took_s * 1e3:.0f}"])
+    failed = [i for i, one in enumerate(results) if one.verdict == "fail"]
+    heads = ("check", "level", "what", "verdict", "seen", "took (ms)")
+    return table(caption, heads, rows, words=(1, 2, 3, 4), marked=failed)

@@ -28,16 +28,17 @@ from inferencegym.envs.openenv.view import (
     strip,
 )
 from inferencegym.envs.pool import Pool, Waiting
+from inferencegym.report.palette import KV
 
 #: Kinds of blocks in the map's order: name, colour, what it means.
 KINDS: tuple[tuple[str, str, str], ...] = (
-    ("active VIP", "#d55e00", "makes tokens"),
-    ("active free", "#0072b2", "makes tokens"),
-    ("loading VIP", "#e69f00", "prefill or copy back"),
-    ("loading free", "#56b4e9", "prefill or copy back"),
-    ("idle VIP", "#f0cfae", "cache of an ended request"),
-    ("idle free", "#bcd8ea", "cache of an ended request"),
-    ("leaving", "#8a8f94", "on its way to the CPU"),
+    ("active VIP", KV["active-vip"].light, "makes tokens"),
+    ("active free", KV["active-free"].light, "makes tokens"),
+    ("loading VIP", KV["loading-vip"].light, "prefill or copy back"),
+    ("loading free", KV["loading-free"].light, "prefill or copy back"),
+    ("idle VIP", KV["idle-vip"].light, "cache of an ended request"),
+    ("idle free", KV["idle-free"].light, "cache of an ended request"),
+    ("leaving", KV["leaving"].light, "on its way to the CPU"),
 )
 #: The map: cells in a row, most rows, and a cell's width and height in pixels.
 MAP_COLUMNS, MAP_ROWS, WIDE, TALL = 125, 80, 5, 4

@@ -14,10 +14,14 @@ from html import escape
 from typing import Any
 
 from inferencegym.decision.paging import NAMES
+from inferencegym.report import palette
 
-#: Colours that people with any kind of colour vision tell apart (Okabe and Ito).
-INK, SOFT, PAPER, PANEL, RULE = "#1e2228", "#6b7178", "#fafaf8", "#f0f0ec", "#dcdcd6"
-BLUE, ORANGE, GREEN, RED, SKY, PINK = "#0072b2", "#d55e00", "#009e73", "#b3261e", "#56b4e9", "#cc79a7"
+#: The colours of our reports. The view brings its own paper, so it is light on OpenEnv's page in either theme.
+INK, SOFT, PAPER, PANEL, RULE = (
+    shade.light for shade in (palette.INK, palette.SOFT, palette.PAPER, palette.MARK, palette.RULE)
+)
+BLUE, ORANGE, GREEN, PINK, _, SKY = (slot.light for slot in palette.SERIES[:6])
+RED = palette.BAD.light
 
 #: What `serve` reads of a plant's facts.
 SERVE_COLUMNS = (
