@@ -13,18 +13,14 @@ from inferencegym.engine.codes import Phase
 from inferencegym.engine.memory import part_of
 from inferencegym.envs import catalogue
 from inferencegym.envs.llmserve import ServeBatch
+from inferencegym.envs.overrides import overridden
 
 _PS_PER_MS = 1e9
 
 
 def task_of(name: str, overrides: Mapping[str, Any]) -> Any:
     """A shipped task, or that task with other numbers in some places."""
-    found = catalogue.task(name)
-    if not overrides:
-        return found
-    from inferencegym.envs.overrides import overridden
-
-    return overridden(found, dict(overrides))
+    return overridden(catalogue.task(name), overrides)
 
 
 def figures(batch: ServeBatch) -> dict[str, Any]:
