@@ -4,7 +4,7 @@
     runs/leaderboard.py check --sample 2 --seed 7     two scenarios of each, drawn by a seed: what CI does
     runs/leaderboard.py check hard/learned            one entry
     runs/leaderboard.py fresh hard/learned --seed 7   on test scenarios that are in no table
-    runs/leaderboard.py table                         leaderboard/README.md, and the blocks in README.md and docs/leaderboard.md
+    runs/leaderboard.py table                         leaderboard/README.md, the blocks in README.md and docs/leaderboard.md, the dashboard's copy
 
 Grades are x 100 in tables; 0 is the random policy's, 1 in entries is the planner's that knows the future, and more is possible.
 """
@@ -32,6 +32,8 @@ from inferencegym.policies import trained
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "leaderboard"
 BLOCKS = (ROOT / "README.md", ROOT / "docs" / "leaderboard.md")
+#: What an installed package knows of it: the Leaderboard page of the dashboard.
+PACKAGED = ROOT / "src" / "inferencegym" / "web" / "leaderboard.json"
 BEGIN, END = "<!-- leaderboard: made by runs/leaderboard.py -->", "<!-- end of leaderboard -->"
 MADE_BY = "InferenceGym"
 PLANNER = "model-predictive"
@@ -204,6 +206,24 @@ def block(found: dict[str, list[Entry]]) -> str:
     return "\n".join([*lines, "", END])
 
 
+def packaged(found: dict[str, list[Entry]]) -> str:
+    """The same for programs, as JSON: grades are not x 100 here. An entry that is not ranked has no place."""
+    tasks = []
+    for name, rows in found.items():
+        of = task(name)
+        told = [
+            {
+                "place": place if len(one.claim.values) >= RANKED else None, "name": one.name, "mean": one.claim.mean_grade, "low": one.claim.low,
+                "high": one.claim.high, "scenarios": len(one.claim.values), "plays": one.plays, "kind": _kind(one), "authors": one.authors,
+                "training": one.training, "sha256": one.sha256, "link": one.link, "digest": one.digest, "file": f"leaderboard/{name}/{one.name}/{leaderboard.FILE}",
+            }
+            for place, one in enumerate(rows, 1)
+        ]  # fmt: skip
+        tasks.append({"name": name, "family": of.family, "description": of.description, "entries": told})
+    head = {"made_by": "runs/leaderboard.py table", "split": leaderboard.SPLIT, "ranked_from_scenarios": RANKED, "listed_from_scenarios": leaderboard.LISTED}  # fmt: skip
+    return json.dumps(head | {"tasks": tasks}, indent=1, ensure_ascii=False) + "\n"
+
+
 def put(file: Path, text: str) -> bool:
     """Replace a file's block; False if it has none."""
     whole = file.read_text(encoding="utf-8") if file.is_file() else ""
@@ -257,6 +277,7 @@ def main() -> int:
         else:
             found = table(options.folder)
             (options.folder / "README.md").write_text(page(found), encoding="utf-8")
+            PACKAGED.write_text(packaged(found), encoding="utf-8")
             for file in BLOCKS:
                 if not put(file, block(found)):
                     print(f"{file}: has no block for the table ({BEGIN} ... {END})", file=sys.stderr)
