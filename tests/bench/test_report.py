@@ -63,7 +63,8 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(labels: list[str]) -
         title="T & U",
         command="inferencegym simulate",
         context={},
-        digests={"digest": "abc"},
+        digests={"workload digest": "abc"},
+        version="1",
     )
     tags = Tags()
     tags.feed(text)
@@ -82,16 +83,16 @@ def test_a_run_in_which_nothing_finished_still_makes_a_page() -> None:
     records = nothing.records.take(np.zeros(0, dtype=np.int64))
     empty = {name: np.zeros(0) for name in nothing.timeline}
     bare = ReportRun("empty", records, ItlHistogram(), summarise(records), empty, {}, None)
-    assert "Nothing to show" in page([bare], title="t", command="c", context={}, digests={})
+    assert "Nothing to show" in page([bare], title="t", command="c", context={}, digests={}, version="1")
 
 
 def test_the_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "deep" / "report.html"
-    write_report(target, [run("x")], title="t", command="c", context={}, digests={})
+    write_report(target, [run("x")], title="t", command="c", context={}, digests={}, version="1")
     before = target.read_text()
     monkeypatch.setattr("inferencegym.report.frame.os.replace", _full_disk)
     with pytest.raises(OSError, match="full"):
-        write_report(target, [run("y")], title="t", command="c", context={}, digests={})
+        write_report(target, [run("y")], title="t", command="c", context={}, digests={}, version="1")
     assert target.read_text() == before
     assert [file.name for file in target.parent.iterdir()] == ["report.html"]
 

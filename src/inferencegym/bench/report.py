@@ -55,15 +55,16 @@ def write_report(
     command: str,
     context: Mapping[str, str],
     digests: Mapping[str, str],
+    version: str,
 ) -> None:
     """Write the file, whole or not at all."""
-    write_whole(path, page(runs, title=title, command=command, context=context, digests=digests))
+    write_whole(path, page(runs, title=title, command=command, context=context, digests=digests, version=version))
 
 
 def page(
-    runs: Sequence[ReportRun], *, title: str, command: str, context: Mapping[str, str], digests: Mapping[str, str]
-) -> str:
-    """The whole page as text. `digests`: of what the figures come from (workload, profile)."""
+    runs: Sequence[ReportRun], *, title: str, command: str, context: Mapping[str, str], digests: Mapping[str, str], version: str
+) -> str:  # fmt: skip
+    """The whole page as text. `digests`: of what the figures come from (workload, profile); `version`: of the package."""
     assert runs, "a report needs at least one run"
     labels = legend([run.label for run in runs])
     felt = (
@@ -83,7 +84,7 @@ def page(
         section("Service levels by class", _classes(runs)),
         section("Settings", _settings(runs)),
     ]
-    return framed(title, "".join(body), command=command, context=context, digests=digests)
+    return framed(title, "".join(body), command=command, context=context, digests=digests, version=version)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -228,4 +228,12 @@ def _write_report(path: Path, runs: list[Kept], url: str) -> None:
     # Runs kept by an earlier release do not say theirs.
     digests = {f"workload digest, {one.label}": one.settings.get("workload_digest", "") for one in runs}
     command = shlex.join(["inferencegym", *sys.argv[1:]])
-    write_report(path, columns, title=f"Load on {url}", command=command, context=context, digests=digests)
+    write_report(
+        path,
+        columns,
+        title=f"Load on {url}",
+        command=command,
+        context=context,
+        digests=digests,
+        version=inferencegym.__version__,
+    )

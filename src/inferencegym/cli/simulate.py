@@ -278,14 +278,17 @@ def _write_report(path: Path, workload: Workload, outcomes: list[Outcome], left_
         )
         for outcome in outcomes
     ]
-    profiles = {o.result.profile.describe(): o.result.profile.digest for o in outcomes}
+    profiles = {o.result.profile.digest: o.result.profile for o in outcomes}
     context = {
         "workload": f"{workload.name}: {workload.source}",
         "attribution": workload.attribution,
         "rows left out (failed at the source)": str(left_out),
+        "step-time profile": "; ".join(one.describe() for one in profiles.values()),
     }
     digests = {"workload digest": workload.digest()}
-    digests |= {f"digest of step-time profile {said}": profiles[said] for said in sorted(profiles)}
+    digests |= {f"profile digest, {one.name}": digest for digest, one in profiles.items()}
     title = f"{workload.name} on {outcomes[0].result.deployment.model_facts.name}, {outcomes[0].result.deployment.gpu_facts.name}"
     command = shlex.join(["inferencegym", *sys.argv[1:]])
-    write_report(path, runs, title=title, command=command, context=context, digests=digests)
+    write_report(
+        path, runs, title=title, command=command, context=context, digests=digests, version=inferencegym.__version__
+    )

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+import inferencegym
 from inferencegym.decision.encodings import show_lever
 from inferencegym.decision.knobs import COLUMNS, GRID, LEVERS
 from inferencegym.decision.paging import NAMES
@@ -40,7 +41,12 @@ def write_page(
     context = {"policy": found.policy, "scenarios": f"{found.scenarios} of the split {found.split}"}
     digests = {f"task digest, {found.task}": found.digest}
     body = "".join(sections(found, tree, scores, level=2))
-    write_whole(path, framed(title, body, command=command, digests=digests, context=context, style=CSS))
+    write_whole(
+        path,
+        framed(
+            title, body, command=command, digests=digests, version=inferencegym.__version__, context=context, style=CSS
+        ),
+    )
 
 
 def sections(found: Explanation, tree: Distilled | None = None, scores: str = "", *, level: int = 3) -> list[str]:
@@ -106,7 +112,7 @@ def heat_map(one: Against) -> str:
     """Choices in rows, intervals of the load in columns."""
     bins = len(one.intervals)
     width, height = _LABEL + _CELL_W * max(bins, 4) + 10, _CELL_H * len(one.choices) + 52
-    title = f"{one.what} against {one.load}"
+    title = f"{one.what} against {one.load}: share of decisions (%)"
     lines = []
     # Numbers grow upwards, as on any axis; a list of actions begins with the most frequent.
     rows = list(range(len(one.choices)))
@@ -135,7 +141,7 @@ def heat_map(one: Against) -> str:
     middle = _LABEL + _CELL_W * max(bins, 4) / 2
     axis = Axis(one.load, one.unit)
     lines.append(
-        f'<text class="label" x="{middle}" y="{floor + 36}" text-anchor="middle">{html.escape(axis.label)}; in a cell: share of decisions (%)</text>'
+        f'<text class="label" x="{middle}" y="{floor + 36}" text-anchor="middle">{html.escape(axis.label)}</text>'
     )
     most = [max(range(len(one.choices)), key=lambda i, b=b: one.shares[i][b]) for b in range(bins)]  # type: ignore[misc]
     told = "; ".join(
@@ -146,7 +152,7 @@ def heat_map(one: Against) -> str:
         "".join(lines),
         width,
         height,
-        f"{title}: share of decisions (%) against {axis.label}. {told}.",
+        f"{title}. {axis.label}: {told}.",
         least=0.8 * width,
     )
     return f'<figure><figcaption>{html.escape(title)}</figcaption><div class="pan">{drawing}</div></figure>'

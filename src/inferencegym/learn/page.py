@@ -31,7 +31,7 @@ def page(evaluation: Evaluation, *, command: str, more: Mapping[str, str] | None
     ]
     for name in tasks:
         own = [row for row in rows if row.task == name]
-        parts.append(section(name, _chart(own) + _table(own) + more.get(name, "")))
+        parts.append(section(name, _chart(own) + _table(own, bool(evaluation.unplayed)) + more.get(name, "")))
     left_out = [
         f"<p>Not played: {html.escape(name)}: {html.escape(why)}</p>" for name, why in evaluation.skipped.items()
     ]
@@ -83,15 +83,18 @@ def _interval(estimate: Estimate | None) -> str:
     return f"{estimate.value:.3f} <em>{estimate.low:.3f} .. {estimate.high:.3f}</em>"
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: list[Row], counted: bool) -> str:
+    """`counted`: whether to say how many episodes each row has, because some were not played."""
     terms = list(dict.fromkeys(name for row in rows for name in row.parts))
     beats, crashed = any(row.improvement for row in rows), any(row.crashed for row in rows)
     asked = [row.asked for row in rows if row.asked is not None]
     heads = ["policy", score_label(rows[0].graded), "value", "return"]
+    heads += ["episodes"] if counted else []
     heads += (["crashed"] if crashed else []) + (["beats static"] if beats else []) + asked_labels(asked)
     lines = []
     for row in rows:
         cells = [html.escape(row.policy), _interval(row.score), f"{row.value:.4f}", f"{row.total_reward:.2f}"]
+        cells += [str(row.episodes)] if counted else []
         cells += [f"{row.crashed:.0%}"] if crashed else []
         cells += [_interval(row.improvement)] if beats else []
         cells += [html.escape(text) for text in asked_cells(row.asked, asked)]

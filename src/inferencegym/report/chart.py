@@ -78,7 +78,7 @@ def chart(
         *(_path(line, low_x, high_x, low_y, high_y, log_x) for line in drawn),
     ]
     said = f"{title}: {y.label} against {x.label}. {told}."
-    return f"<figure>{_caption(title)}{svg(''.join(parts), WIDTH, HEIGHT, said)}</figure>"
+    return f"<figure>{_caption(title)}{svg(''.join(parts), WIDTH, HEIGHT, said, grow=1.4)}</figure>"
 
 
 def whiskers(rows: Sequence[Whisker], *, title: str, x: Axis, low: float, high: float) -> str:
@@ -113,9 +113,11 @@ def whiskers(rows: Sequence[Whisker], *, title: str, x: Axis, low: float, high: 
     return f'<figure>{_caption(title)}<div class="pan">{drawing}</div></figure>'
 
 
-def svg(drawing: str, width: float, height: float, said: str, *, least: float = 0.0) -> str:
-    """A picture around its drawing. `said`: what is to be seen; `least`: pixels below which it is panned over instead of made smaller."""
-    wide = f"max-width:{width * 1.35:.0f}px" + (f";min-width:{least:.0f}px" if least else "")
+def svg(drawing: str, width: float, height: float, said: str, *, least: float = 0.0, grow: float = 1.1) -> str:
+    """A picture around its drawing. `said`: what is to be seen; `least`: pixels below which it is panned over instead
+    of made smaller; `grow`: how far above its own size it may be drawn.
+    """
+    wide = f"max-width:{width * grow:.0f}px" + (f";min-width:{least:.0f}px" if least else "")
     return f'<svg viewBox="0 0 {width:g} {height:g}" style="{wide}" role="img" aria-label="{html.escape(said, quote=True)}">{drawing}</svg>'
 
 

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import inferencegym
 from inferencegym.report.style import paper_css
 
 
@@ -22,18 +21,18 @@ def framed(
     *,
     command: str,
     digests: Mapping[str, str],
+    version: str,
     context: Mapping[str, str] | None = None,
-    version: str = inferencegym.__version__,
     style: str = "",
 ) -> str:
     """The whole page.
 
-    `body`: HTML; `digests`: what was used -> its digest; `context`: further facts; `version`: what made the figures;
+    `body`: HTML; `digests`: what was used -> its digest; `version`: of the package that made the figures; `context`: further facts;
     `style`: CSS of the body's own.
     """
     made = (
-        f'<p class="made">Made by <code>{html.escape(command)}</code> with inferencegym {html.escape(version)}.</p>'
-        f"{facts(context or {})}{facts(digests, code=True)}"
+        f'<p class="made">Made with inferencegym {html.escape(version)} by</p><pre class="made"><code>{html.escape(command)}</code></pre>'
+        f"<dl>{facts(context or {})}{facts(digests, code=True)}</dl>"
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -49,13 +48,13 @@ def section(title: str, body: str) -> str:
 
 
 def facts(known: Mapping[str, str], *, code: bool = False) -> str:
-    """Names and values as a list; empty ones left out. `code`: values are set like code, as digests are."""
+    """Names and values as entries of a <dl>; empty ones left out. `code`: values are set like code, as digests are."""
     rows = []
     for name, value in known.items():
         if value:
             shown = f"<code>{html.escape(value)}</code>" if code else html.escape(value)
             rows.append(f"<dt>{html.escape(name)}</dt><dd>{shown}</dd>")
-    return f"<dl>{''.join(rows)}</dl>" if rows else ""
+    return "".join(rows)
 
 
 def table(

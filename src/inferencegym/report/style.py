@@ -36,7 +36,8 @@ code,pre{font:.9em/1.45 ui-monospace,monospace;background:var(--mark);border-rad
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}.ok{color:var(--ok)}.warn{color:var(--warn)}.bad{color:var(--bad)}
 """
 _PARTS = """
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:.5rem 0;font-size:.87rem;color:var(--soft)}dd{margin:0;color:var(--ink);overflow-wrap:anywhere}
+pre.made{padding:.4rem .6rem;white-space:pre-wrap;margin:.2rem 0 .8rem}pre code{padding:0;font-size:1em}
+dl{display:grid;grid-template-columns:fit-content(16rem) 1fr;gap:.15rem 1rem;margin:.5rem 0;font-size:.87rem;color:var(--soft)}dd{margin:0;color:var(--ink);overflow-wrap:anywhere}
 .scroll{overflow-x:auto;margin:.5rem 0}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 caption{text-align:left;color:var(--soft);font-size:.87rem;padding-bottom:.3rem}caption span{position:sticky;left:0;display:inline-block;max-width:min(60rem,calc(100vw - 3rem))}
 th,td{padding:.25rem .8rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top}th{font-weight:500}thead th{font-weight:600;vertical-align:bottom}

@@ -55,7 +55,9 @@ def page(results: Sequence[Result], about: Mapping[str, str], command: str) -> s
         body.append(section(group.capitalize(), _table(f"Checks of {group}.", own)))
     context = {name: value for name, value in about.items() if name != "inferencegym"}  # the page's head says it
     title = f"Conformance: {about.get('server', '')}"
-    return framed(title, "".join(body), command=command, context=context, digests={})
+    return framed(
+        title, "".join(body), command=command, context=context, digests={}, version=about.get("inferencegym", "")
+    )
 
 
 def _table(caption: str, results: Sequence[Result]) -> str:
