@@ -6,21 +6,26 @@ import os
 import time
 from pathlib import Path
 
+from inferencegym.cli.dashboard import PREFIX, preparing
 from inferencegym.cli.tracing import make_traces
 from inferencegym.runtime.app import App
 from inferencegym.runtime.backends.make import make_pool
 from inferencegym.runtime.every import Every
 from inferencegym.runtime.exporter import Exporter
 from inferencegym.runtime.gateway import Gateway
+from inferencegym.runtime.gpu import GpuReader
 from inferencegym.runtime.keys import Keyring
-from inferencegym.runtime.live import LiveConfig
+from inferencegym.runtime.live import Change, LiveConfig
 from inferencegym.runtime.log import JsonLog
+from inferencegym.runtime.mounts import Mount
 from inferencegym.runtime.pages import Pages
 from inferencegym.runtime.plant import GatewayPlant
 from inferencegym.runtime.ports import Backend
 from inferencegym.runtime.recorder import Recorder
 from inferencegym.runtime.settings import BackendSettings, Settings
 from inferencegym.runtime.siblings import WRITE_S, Siblings, Worker
+from inferencegym.runtime.steering import Steering
+from inferencegym.web.feed import Feed
 
 
 def make_app(settings: Settings, worker: Worker | None = None) -> App:
@@ -31,18 +36,29 @@ def make_app(settings: Settings, worker: Worker | None = None) -> App:
     gateway = Gateway(settings, make_pool(settings, os.environ, _mock), _recorder(settings, worker), clock)
     if settings.recorder.folder:
         gateway.companions.append(Every(settings.recorder.rotate_s, gateway.recorder.journal.rotate))
-    live = LiveConfig(
-        settings, gateway.change, on_audit=lambda change: log.write("info", "configuration", **change.json())
-    )
+    feed: Feed | None = None
+
+    def audit(change: Change) -> None:
+        log.write("info", "configuration", **change.json())
+        if feed is not None:
+            feed.changed(change)
+
+    live = LiveConfig(settings, gateway.change, on_audit=audit)
     plant = GatewayPlant(gateway, patch=lambda changes: live.patch(changes, by="plant"))
-    exporter = Exporter(gateway)
+    gpu, steering, keyring = GpuReader(), Steering(), Keyring(settings.keys)
+    exporter = Exporter(gateway, gpu)
     if worker is not None:
         siblings = exporter.others = Siblings(worker, exporter.told)
         gateway.companions.append(Every(WRITE_S, siblings.write))
     traces = make_traces(os.environ, clock)
     if traces is not None:
         gateway.companions.append(traces)
-    return App(gateway, Pages(gateway, live, exporter, plant).table(), Keyring(settings.keys), log, traces)
+    mounts = []
+    if settings.server.dashboard:
+        feed = Feed(gateway, live, plant, steering, gpu=gpu, worker=worker)
+        gateway.companions.append(feed)
+        mounts.append(Mount(PREFIX, preparing(feed, keyring, several=worker is not None)))
+    return App(gateway, Pages(gateway, live, exporter, plant, steering).table(), keyring, log, traces, mounts)
 
 
 def _recorder(settings: Settings, worker: Worker | None) -> Recorder:

@@ -30,6 +30,9 @@ Record = Annotated[
     ),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes that share the port; default 1.")]
+Dashboard = Annotated[
+    bool | None, typer.Option("--dashboard/--no-dashboard", help="The dashboard at /dashboard; default yes.")
+]
 
 app = typer.Typer(
     add_completion=False,
@@ -52,14 +55,16 @@ def serve(
     port: Port = None,
     workers: Workers = None,
     record: Record = None,
+    dashboard: Dashboard = None,
     config: File = None,
     given: Given = None,
 ) -> None:
     """Serve until a signal: the first one drains, the second one ends at once."""
     if context.invoked_subcommand is not None:
         return
-    loaded = _load(config, given, backend, url, model, host, port, workers, record)
+    loaded = _load(config, given, backend, url, model, host, port, workers, record, dashboard)
     try:
+        from inferencegym.cli.dashboard import where
         from inferencegym.cli.gateway import make_app
         from inferencegym.runtime.keys import check_exposure
         from inferencegym.runtime.ports import BackendError
@@ -70,7 +75,8 @@ def serve(
     _all_in_force(settings)
     check_exposure(settings)
     kinds = ", ".join(f"{one.name} ({one.kind})" for one in settings.backends)
-    typer.echo(f"inferencegym serves {kinds} on http://{settings.server.host}:{settings.server.port}/v1", err=True)
+    url = f"http://{settings.server.host}:{settings.server.port}"
+    typer.echo(f"inferencegym serves {kinds} on {url}/v1{where(settings.server.dashboard, url)}", err=True)
     try:
         run(make_app, settings)
     except BackendError as error:
@@ -134,6 +140,7 @@ def _all_in_force(settings: Any) -> None:
 def _load(
     file: Path | None, given: list[str] | None, kind: str | None, url: str | None, model: str | None,
     host: str | None = None, port: int | None = None, workers: int | None = None, record: Path | None = None,
+    dashboard: bool | None = None,
 ) -> Any:  # fmt: skip
     """Settings of file, environment and flags; without any backend, the mock."""
     from inferencegym.runtime.loading import load
@@ -145,7 +152,7 @@ def _load(
             raise ConfigError("--set", f"'{text}' is not NAME=VALUE", allowed="e.g. queue.order=vtc")
         flags[name.strip()] = value.strip()
     flags |= {
-        f"server.{name}": value for name, value in (("host", host), ("port", port), ("workers", workers)) if value is not None
+        f"server.{name}": value for name, value in (("host", host), ("port", port), ("workers", workers), ("dashboard", dashboard)) if value is not None
     }  # fmt: skip
     if record is not None:
         flags["recorder.folder"] = str(record)

@@ -26,8 +26,10 @@ PATH = "/v1/runtime/plant"
 class RemotePlant:
     """Sees and steers a gateway by its URL."""
 
-    def __init__(self, url: str, *, key: str = "", timeout_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
-        """`url`: http(s)://host[:port], with or without /v1; `key`: an administrator's API key; `timeout_s`: of each exchange."""
+    def __init__(self, url: str, *, key: str = "", timeout_s: float = 10.0, clock: Callable[[], float] = time.monotonic, policy: str = "", guard: str = "") -> None:  # fmt: skip
+        """`url`: http(s)://host[:port], with or without /v1; `key`: an administrator's API key; `timeout_s`: of each exchange; `policy` and
+        `guard`: names of who is at the wheel, for those who look at the gateway.
+        """
         parts = urlsplit(url)
         try:
             port = parts.port
@@ -40,6 +42,7 @@ class RemotePlant:
         self._connection = kind(parts.hostname, port, timeout=timeout_s)
         self._path = parts.path.rstrip("/").removesuffix("/v1") + PATH
         self._clock = clock
+        self._who = {name: value for name, value in (("policy", policy), ("guard", guard)) if value}
         self._headers = {"content-type": "application/json"}
         if key:
             self._headers["authorization"] = f"Bearer {key}"
@@ -62,7 +65,7 @@ class RemotePlant:
         given = command.given()
         if not given:
             return Applied()
-        told = self._exchange("POST", json.dumps({name: _plain(value) for name, value in given.items()}))
+        told = self._exchange("POST", json.dumps(self._who | {name: _plain(value) for name, value in given.items()}))
         return Applied(dict(told.get("accepted", {})), dict(told.get("refused", {})))
 
     def close(self) -> None:

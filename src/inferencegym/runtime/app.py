@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from inferencegym.metrics.record import Outcome
@@ -21,6 +21,7 @@ from inferencegym.runtime.gateway import Gateway
 from inferencegym.runtime.intake import SEEN, ClientGoneError, Receive, body_of, head_of
 from inferencegym.runtime.keys import Keyring
 from inferencegym.runtime.log import JsonLog
+from inferencegym.runtime.mounts import Mount
 from inferencegym.runtime.ports import CHAT, COMPLETIONS, EMBEDDINGS
 from inferencegym.runtime.render import Events, Whole, error_event
 from inferencegym.runtime.stream import CONNECTION, Connection, Header, Send, Stream, Streams
@@ -64,11 +65,12 @@ class App:
     """The ASGI callable."""
 
     def __init__(
-        self, gateway: Gateway, pages: Mapping[str, Mapping[str, Page]], keyring: Keyring, log: JsonLog, traces: Traces | None = None
+        self, gateway: Gateway, pages: Mapping[str, Mapping[str, Page]], keyring: Keyring, log: JsonLog, traces: Traces | None = None,
+        mounts: Sequence[Mount] = (),
     ) -> None:  # fmt: skip
-        """`pages`: path to method to page; the generating endpoints are the app's own. `traces`: None, if nobody traces."""
+        """`pages`: path to method to page; the generating endpoints are the app's own. `traces`: None, if nobody traces. `mounts`: guests below paths that are nobody else's."""
         self.gateway, self.keyring, self.log, self.traces = gateway, keyring, log, traces
-        self._pages = pages
+        self._pages, self._mounts = pages, tuple(mounts)
         self._server = gateway.settings.server
         self._cors = frozenset(origin.encode() for origin in self._server.cors_origins)
         self.streams = Streams(gateway.clock, self._server.keepalive_comment_s)
@@ -182,6 +184,10 @@ class App:
         path, method = scope["path"], scope["method"]
         methods = _methods(path, self._pages)
         if methods is None:
+            for mount in self._mounts:
+                if mount.has(path):
+                    await self._visit(mount, scope, receive, send, headers)
+                    return
             raise ApiError(404, "not_found", f"There is nothing at {path[:200]}; /openapi.json lists what there is")
         if method == "OPTIONS" and self._cors and headers.get(b"access-control-request-method"):
             reply = Reply(b"", 204, [])
@@ -204,6 +210,18 @@ class App:
             {"type": "http.response.start", "status": reply.status, "headers": told + self._cors_headers(headers)}
         )
         await send({"type": "http.response.body", "body": reply.body, "more_body": False})
+
+    async def _visit(self, mount: Mount, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes]) -> None:  # fmt: skip
+        """A request for a guest."""
+        typed = scope["method"] not in ("GET", "HEAD", "DELETE")
+        body = await body_of(receive, headers, self._server.max_body_bytes, typed=typed)
+        status = await mount.answer(dict(scope), body, receive, send)
+        self.responses[mount.prefix, status] += 1
+
+    def end_mounts(self) -> None:
+        """The server shuts down: what guests stream ends."""
+        for mount in self._mounts:
+            mount.end()
 
     async def _refuse(
         self, scope: Scope, send: Send, headers: dict[bytes, bytes], call_id: str, error: ApiError

@@ -153,7 +153,9 @@ def _knobs() -> dict[str, Any]:
     words: dict[str, Any] = {"quantization_tier": {"enum": list(QUANTIZATION_TIERS)}}
     words |= {name: {"type": "boolean"} for name in LEVERS if name not in numbers and name not in words}
     null = {"type": "null"}
-    properties = {name: {"anyOf": [kind, null]} for name, kind in (numbers | words).items()}
+    properties: dict[str, Any] = {name: {"anyOf": [kind, null]} for name, kind in (numbers | words).items()}
+    # Who is at the wheel, for those who look on: names as the sender calls them.
+    properties |= {name: {"type": "string", "maxLength": 200, "pattern": "^[ -~]*$"} for name in ("policy", "guard")}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

@@ -17,6 +17,7 @@ from inferencegym.runtime.errors import ApiError, bad_request
 from inferencegym.runtime.gateway import Gateway
 from inferencegym.runtime.live import LiveConfig, version_of
 from inferencegym.runtime.openapi import document
+from inferencegym.runtime.steering import Steering
 from inferencegym.runtime.wire import not_json
 
 _encode = msgspec.json.Encoder().encode
@@ -68,9 +69,12 @@ class Pages:
     """The pages of one gateway."""
 
     def __init__(
-        self, gateway: Gateway, live: LiveConfig | None, metrics: Metrics | None, plant: Plant | None = None
-    ) -> None:
+        self, gateway: Gateway, live: LiveConfig | None, metrics: Metrics | None, plant: Plant | None = None,
+        steering: Steering | None = None,
+    ) -> None:  # fmt: skip
+        """`steering`: is told of each command to the plant; None: nobody is."""
         self._gateway, self._live, self._metrics, self._plant = gateway, live, metrics, plant
+        self._steering = steering
         self._born = int(time.time())
         self._document: bytes | None = None
 
@@ -187,9 +191,10 @@ class Pages:
         return Reply(_encode(self._plant.snapshot()))
 
     async def apply(self, call: Call) -> Reply:
-        """Turn knobs, as a policy does; says which took effect, and why the others did not."""
+        """Turn knobs, as a policy does; says which took effect, and why the others did not. `policy` and `guard` name who is at the wheel."""
         assert self._plant is not None, "the page is only in the table if there is a plant"
         given: dict[str, Any] = read(call.body, dict[str, Any])
+        told = {name: _name(name, given.pop(name)) for name in ("policy", "guard") if name in given}
         unknown = next((name for name in given if name not in LEVERS), None)
         if unknown is not None:
             raise bad_request(f"There is no knob '{unknown[:100]}'; there are: {', '.join(LEVERS)}", unknown[:100])
@@ -198,6 +203,8 @@ class Pages:
             applied = self._plant.apply(Knobs.of(Knobs(**given).levers()))
         except ConfigError as error:
             raise bad_request(str(error), error.field) from error
+        if self._steering is not None:
+            self._steering.note(applied, by=_who(call), **told)
         return Reply(_encode({"accepted": applied.accepted, "refused": applied.refused}))
 
     # --- drain -----------------------------------------------------------------------------------------------------------
@@ -229,6 +236,13 @@ def _admin(page: Page) -> Page:
         return await page(call)
 
     return guarded
+
+
+def _name(field: str, value: object) -> str:
+    """What a sender calls its policy or guard. ApiError 400."""
+    if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
+        raise bad_request(f"{field} must be a name of at most 200 characters", field)
+    return value
 
 
 def _who(call: Call) -> str:

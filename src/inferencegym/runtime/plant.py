@@ -150,6 +150,17 @@ class GatewayPlant:
         share = 1.0 - self._prices.lent_credit * (1.0 - self._kv_fraction)
         return 1e3 * self._prices.per_hour_usd / S_PER_HOUR * figures.span_s * share / figures.emitted_tokens
 
+    def knobs(self) -> dict[str, object]:
+        """How the six knobs stand; batch_cap that nobody has turned is the seats there are."""
+        return {
+            "batch_cap": int(self._seats() if math.isnan(self._batch_cap) else self._batch_cap),
+            "kv_budget_fraction": self._kv_fraction,
+            "speculation_depth": int(self._depth),
+            "quantization_tier": QUANTIZATION_TIERS[int(self._tier)],
+            "prefill_decode_split": bool(self._split),
+            "priority_routing": self._gateway.settings.queue.order == "priority",
+        }
+
     # --- steering --------------------------------------------------------------------------------------------------------
 
     def apply(self, command: Knobs) -> Applied:

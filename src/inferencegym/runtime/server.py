@@ -231,6 +231,7 @@ class Server(uvicorn.Server):  # type: ignore[misc]
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Close the port, and the connections as their last answers are out."""
+        self.app.end_mounts()
         if self.force_exit:
             self.app.gateway.end_all(ApiError(503, "shutdown", "The server has shut down", retry_after_s=1.0))
         await super().shutdown(sockets)

@@ -51,6 +51,8 @@ class ServerSettings(Section, frozen=True):
     """Origins whose pages may call; empty: CORS is off."""
     overhead_header: bool = True
     """Tell in each answer what the gateway itself took."""
+    dashboard: bool = True
+    """Serve the dashboard at /dashboard; it needs the extra `web`."""
     log: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log line that is written."""
 

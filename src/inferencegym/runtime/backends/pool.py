@@ -49,6 +49,10 @@ class Member:
     in_flight: int = 0
     picked: int = 0
     """Requests that went there since the start."""
+    failed: int = 0
+    """Requests that failed there since the start."""
+    probed_s: float = math.nan
+    """When its health was last asked for, of the loop's time; NaN: never."""
     credit: float = 0.0
     """Of the smooth weighted round robin."""
     problem: str = ""
@@ -133,6 +137,7 @@ class Pool:
                     well = await member.backend.healthy()
             except TimeoutError:
                 well = False
+            member.probed_s = asyncio.get_running_loop().time()
             tries, bad = 0, 0 if well else bad + 1
             if well or bad >= 2:
                 self._turn(member, well, "" if well else "its health check fails")
@@ -244,6 +249,7 @@ class Pool:
         """It answered (None), or failed; the request is there no more."""
         member = self._by_backend[id(backend)]
         member.in_flight -= 1
+        member.failed += error is not None
         loop = asyncio.get_running_loop()
         if not member.breaker.report(error, loop.time()):
             return

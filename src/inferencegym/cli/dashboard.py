@@ -1,0 +1,74 @@
+"""The dashboard behind the gateway: put together when somebody first asks for it, with the gateway's own rules of who may look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from importlib.util import find_spec
+from typing import Any
+
+from inferencegym.ground.errors import MissingExtraError
+from inferencegym.runtime.errors import ApiError
+from inferencegym.runtime.keys import Keyring
+from inferencegym.runtime.mounts import Guest, Prepare
+from inferencegym.web.feed import Feed
+
+PREFIX = "/dashboard"
+#: What the extra `web` brings.
+_EXTRA = "starlette"
+
+
+def where(wanted: bool, url: str) -> str:
+    """The start-up line's words on the dashboard."""
+    if not wanted:
+        return ""
+    if find_spec(_EXTRA) is None:
+        return f"; no dashboard: {_missing()}"
+    return f", dashboard on {url}{PREFIX}"
+
+
+def preparing(feed: Feed, keyring: Keyring, *, several: bool) -> Prepare:
+    """What imports the dashboard and makes it. `several`: this is one of several workers, so a viewer's next request may be another's."""
+
+    def prepare() -> Callable[[], Guest]:
+        try:
+            from starlette.exceptions import HTTPException
+
+            from inferencegym.web.app import make_dashboard
+            from inferencegym.web.live import RuntimeSection
+        except ModuleNotFoundError as error:
+            raise _missing() from error
+        sections: list[Any] = [RuntimeSection(feed)]
+
+        def authorise(request: Any) -> None:
+            try:
+                keyring.admin(request.headers.get("authorization", "").encode("latin-1"))
+            except ApiError as error:
+                challenge = {"www-authenticate": "Bearer"} if error.status == 401 else None
+                raise HTTPException(error.status, error.message, challenge) from error
+
+        def make() -> Guest:
+            app = make_dashboard(sections, server="serve", authorise=authorise if len(keyring) else None)
+            return _Dashboard(app, [section.close for section in sections])
+
+        return make
+
+    return prepare
+
+
+def _missing() -> MissingExtraError:
+    return MissingExtraError("web", "The dashboard")
+
+
+class _Dashboard:
+    """The application, and how it ends: the gateway's server knows no lifespan."""
+
+    def __init__(self, app: Any, closers: list[Callable[[], None]]) -> None:
+        self._app, self._closers = app, closers
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        await self._app(scope, receive, send)
+
+    def close(self) -> None:
+        """End what the sections have begun."""
+        for close in self._closers:
+            close()
