@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sys
 
 import pytest
@@ -12,6 +14,7 @@ from inferencegym.ground.errors import ConfigError, MissingExtraError, UnknownNa
 from inferencegym.learn.config import defaults
 from inferencegym.learn.distributed import share_out
 from inferencegym.learn.evaluate import evaluate
+from inferencegym.learn.processes import interrupts_wait
 from inferencegym.learn.sweep import as_json, grid, points, sweep, values_of
 from inferencegym.learn.train import train
 from inferencegym.learn.workers import Workers, at_most
@@ -27,6 +30,20 @@ def tiny(short_task):
 def test_every_job_comes_back_with_its_place(workers):
     assert dict(share_out(math.sqrt, [0, 1, 4, 9], workers=workers)) == {0: 0, 1: 1, 2: 2, 3: 3}
     assert dict(share_out(math.sqrt, [], workers=workers)) == {}
+
+
+def test_an_interrupt_while_processes_are_started_comes_afterwards():
+    before, came = signal.signal(signal.SIGINT, signal.default_int_handler), []
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (the block is what is tested)
+            with interrupts_wait():
+                os.kill(os.getpid(), signal.SIGINT)
+                came.append("the end of the block")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert came == ["the end of the block"]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_jobs_that_must_stay_are_done_in_this_process():

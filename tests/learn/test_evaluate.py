@@ -13,7 +13,7 @@ from inferencegym.envs.actors import actor, actor_names
 from inferencegym.envs.episode import Episode
 from inferencegym.envs.grade import replay
 from inferencegym.ground.errors import ConfigError, UnknownNameError
-from inferencegym.learn.evaluate import evaluate
+from inferencegym.learn.evaluate import Interrupted, evaluate
 from inferencegym.learn.page import page
 from inferencegym.learn.statistics import interquartile_mean
 
@@ -150,6 +150,37 @@ def test_mistakes_are_refused_before_anything_is_played(short_task, policies, ta
     tasks = [short_task if name == "short" else name for name in tasks]
     with pytest.raises(problem):
         evaluate(policies, tasks, progress=lambda *_: pytest.fail("played"), **more)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupt_carries_what_is_done_and_names_the_rest(anchored, workers):
+    def interrupt(done, all_, result):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        evaluate(["lru", "random", "do-nothing"], [anchored], scenarios=3, workers=workers, progress=interrupt)
+    assert isinstance(caught.value, Interrupted)
+    found = caught.value.evaluation
+    whole = evaluate(["lru", "random", "do-nothing"], [anchored], scenarios=3)
+    assert len(found.episodes) == 4
+    assert all(one in whole.episodes for one in found.episodes)
+    left = {(one.policy, one.scenario) for one in whole.episodes} - {
+        (one.policy, one.scenario) for one in found.episodes
+    }
+    assert {(one.policy, one.scenario) for one in found.unplayed} == left
+    assert ">episodes</th>" in page(found, command="x")
+    assert all("of 3 episodes" in line and line.endswith(": interrupted") for line in found.missing())
+
+
+def test_best_static_that_was_interrupted_is_replaced_by_what_is_stored(anchored):
+    def interrupt(done, all_, result):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        evaluate(["lru", "best-static"], [anchored], scenarios=3, progress=interrupt)
+    assert caught.value.evaluation.baseline == {"short": (0.2, 0.2, 0.2)}
 
 
 def test_results_are_plain_data_and_a_page(anchored):

@@ -7,6 +7,8 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +18,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from inferencegym.cli.interrupt import STATUS, first_then_end
 from inferencegym.envs import catalogue
 from inferencegym.envs.actors import LANGUAGE_MODEL, LEARNED, actor
 from inferencegym.envs.openenv.llm_usage import Price
 from inferencegym.ground.errors import ConfigError, InferenceGymError
-from inferencegym.learn.evaluate import ALL, EpisodeResult, Evaluation, Row
+from inferencegym.learn.evaluate import ALL, EpisodeResult, Evaluation, Interrupted, Row
+from inferencegym.learn.evaluate import Progress as Tell
 from inferencegym.learn.evaluate import evaluate as play
 from inferencegym.learn.explain import explain
 from inferencegym.learn.explain_page import sections
@@ -34,6 +38,7 @@ _LOOKED_AT = 4
 RAY = "Work as tasks of a Ray cluster: local (one of --workers processors on this machine), auto, or HOST:PORT. Results do not depend on it."
 
 
+@first_then_end()
 def evaluate(
     policy: Annotated[
         str,
@@ -67,41 +72,41 @@ def evaluate(
         float | None, typer.Option(help="US$ per million tokens of answers; needs --price-in.")
     ] = None,
 ) -> None:
-    """Compare policies on tasks, with intervals, beside the best configuration that never changes."""
+    """Compare policies on tasks, with intervals, beside the best configuration that never changes. Ctrl-C ends with the episodes that are done."""
     tasks, skipped = chosen_tasks(task)
     price = chosen_price(price_in, price_out)
     quiet = json_ is not None and str(json_) == "-"
     make_room("--record", record)
     make_room("--json", None if quiet or json_ is None else json_.parent)
     make_room("--report", None if report is None else report.parent)
-    console = Console(stderr=quiet)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        line = bar.add_task("starting", total=None)
-
-        def tell(done: int, all_: int, result: EpisodeResult) -> None:
-            bar.update(line, completed=done, total=all_, description=f"{result.task} {result.policy}")
-
-        evaluation = play(
-            chosen_policies(policy),
-            tasks,
-            split=split,
-            scenarios=seeds,
-            workers=workers,
-            record_to=record,
-            progress=tell,
-            price=price,
-            ray=ray,
-        )
+    console, errors = Console(stderr=quiet), Console(stderr=True)
+    interrupted = False
+    try:
+        with _progress() as tell:
+            evaluation = play(
+                chosen_policies(policy),
+                tasks,
+                split=split,
+                scenarios=seeds,
+                workers=workers,
+                record_to=record,
+                progress=tell,
+                price=price,
+                ray=ray,
+            )
+    except Interrupted as interrupt:
+        interrupted, evaluation = True, interrupt.evaluation
+    except KeyboardInterrupt:
+        errors.print("interrupted before an episode was done", highlight=False)
+        raise typer.Exit(STATUS) from None
     evaluation.skipped.update(skipped)
     if report is not None:
-        explained = explanations(evaluation, tasks)
+        explained = {}
+        try:
+            # To explain a policy it has to play: who interrupts will not wait for that.
+            explained = {} if interrupted else explanations(evaluation, tasks)
+        except KeyboardInterrupt:
+            interrupted = True
         write_page(report, evaluation, command=shlex.join(["inferencegym", *sys.argv[1:]]), more=explained)
     if json_ is not None:
         text = json.dumps(evaluation.as_json(), indent=1) + "\n"
@@ -114,11 +119,25 @@ def evaluate(
         for what, where in (("records", record), ("JSON", json_), ("report", report)):
             if where is not None:
                 console.print(f"{what}: {where.resolve()}", soft_wrap=True)
+    for missing in evaluation.missing():
+        errors.print(f"[red]error:[/] no result of {escape(missing)}", soft_wrap=True, highlight=False)
+    if interrupted:
+        raise typer.Exit(STATUS)
     if evaluation.unplayed:
-        errors = Console(stderr=True)
-        for missing in evaluation.missing():
-            errors.print(f"[red]error:[/] no result of {escape(missing)}", soft_wrap=True, highlight=False)
         raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """A bar on the error stream, and who moves it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("starting", total=None)
+
+        def tell(done: int, all_: int, result: EpisodeResult) -> None:
+            bar.update(line, completed=done, total=all_, description=f"{result.task} {result.policy}")
+
+        yield tell
 
 
 def explanations(evaluation: Evaluation, tasks: list[str]) -> dict[str, str]:
@@ -196,7 +215,7 @@ def show(console: Console, evaluation: Evaluation) -> None:
     rows = evaluation.table()
     for name in dict.fromkeys(row.task for row in rows):
         own = [row for row in rows if row.task == name]
-        console.print(_table(name, own, len(evaluation.scenarios), evaluation.split))
+        console.print(_table(name, own, evaluation))
         if any(row.asked for row in own):
             console.print(_asked(own))
         if any(row.parts for row in own):
@@ -215,18 +234,23 @@ def show(console: Console, evaluation: Evaluation) -> None:
         )
 
 
-def _table(name: str, rows: list[Row], seeds: int, split: str) -> Table:
-    table = Table(title=f"{name}: {seeds} {split} scenarios", title_justify="left", title_style="bold")
+def _table(name: str, rows: list[Row], evaluation: Evaluation) -> Table:
+    title = f"{name}: {len(evaluation.scenarios)} {evaluation.split} scenarios"
+    table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("policy", overflow="fold")
     table.add_column(score_label(rows[0].graded), justify="right", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     beats, crashed = any(row.improvement for row in rows), any(row.crashed for row in rows)
+    counted = bool(evaluation.unplayed)
+    if counted:
+        table.add_column("episodes", justify="right")
     if beats:
         table.add_column("beats static", justify="right", no_wrap=True)
     if crashed:
         table.add_column("crashed", justify="right")
     for row in rows:
         cells = [row.policy, _said(row.score), f"{row.value:.3f}"]
+        cells += [str(row.episodes)] if counted else []
         cells += [_said(row.improvement)] if beats else []
         cells += [f"{row.crashed:.0%}"] if crashed else []
         table.add_row(*cells)

@@ -25,6 +25,7 @@ from inferencegym.decision.columns import Float32s, Floats
 from inferencegym.envs.batch import Task
 from inferencegym.envs.splits import scenario as scenario_number
 from inferencegym.ground.errors import ConfigError, InputError
+from inferencegym.workload.files import whole_file
 
 FORMAT = 1
 #: Steps, observation columns and bytes of file that a record may have; the longest task here has 20,000 steps.
@@ -77,17 +78,15 @@ class Episode:
         return float(self.rewards.sum())
 
     def save(self, path: Path | str) -> Path:
-        """Write `.parquet` or `.npz`, as the name says."""
+        """Write `.parquet` or `.npz`, as the name says; the file is there whole or not at all."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".npz":
-            with target.open("wb") as file:
-                np.savez_compressed(
-                    file, notes=np.frombuffer(self._notes().encode(), np.uint8), actions=self.actions, rewards=self.rewards, observations=self.observations
-                )  # fmt: skip
+            notes = np.frombuffer(self._notes().encode(), np.uint8)
+            whole_file(target, lambda file: np.savez_compressed(file, notes=notes, actions=self.actions, rewards=self.rewards, observations=self.observations))  # fmt: skip
         elif target.suffix == ".parquet":
             table = self._table().replace_schema_metadata({_KEY: self._notes().encode()})
-            pq.write_table(table, target, compression="zstd")
+            whole_file(target, lambda file: pq.write_table(table, file, compression="zstd"))
         else:
             raise ConfigError("file", f"'{target.name}'", allowed="a name that ends in .parquet or .npz")
         return target
@@ -137,29 +136,57 @@ def record(
 
     `scenario`: index within the split; `seed`: of the actor's chance, default the scenario; `name`: of the actor in the record.
     """
-    batch = task.batch(1)
-    batch.start(0, scenario_number(split, scenario))
-    actor.start(scenario if seed is None else seed)
-    planner = getattr(actor, "decide", None)
-    actions = np.zeros((task.steps, *batch.actions.shape[1:]), batch.actions.dtype)
-    rewards = np.zeros(task.steps)
-    observations = np.zeros((task.steps + 1, batch.observations.shape[1]), np.float32)
-    observations[0] = batch.observations[0]
-    t, over = 0, False
-    while not over:
-        action = planner(batch) if planner else actor.act(batch.observations[0].copy(), batch.masks[0].copy())
-        actions[t] = batch.actions[0] = task.surface.dense(action)
+    playing = Playing(task, actor, split=split, scenario=scenario, seed=seed, name=name)
+    while not playing.over:
+        playing.step()
+    return playing.episode()
+
+
+class Playing:
+    """An episode under way: an actor at a batch of one row, step by step, and the record it will leave. Arguments as `record`'s."""
+
+    def __init__(
+        self, task: Task, actor: Any, *, split: str, scenario: int, seed: int | None = None, name: str | None = None
+    ) -> None:
+        self.task, self.actor, self.split, self.scenario = task, actor, split, scenario
+        self.name = name or actor.name
+        self.batch = batch = task.batch(1)
+        batch.start(0, scenario_number(split, scenario))
+        actor.start(scenario if seed is None else seed)
+        self._planner = getattr(actor, "decide", None)
+        self.steps = 0
+        """Steps taken."""
+        self.over = False
+        self.actions = np.zeros((task.steps, *batch.actions.shape[1:]), batch.actions.dtype)
+        """Dense; those of the first `steps` rows were taken."""
+        self.rewards = np.zeros(task.steps)
+        self._observations = np.zeros((task.steps + 1, batch.observations.shape[1]), np.float32)
+        self._observations[0] = batch.observations[0]
+
+    def step(self) -> None:
+        """One action, and what follows."""
+        batch, t = self.batch, self.steps
+        action = (
+            self._planner(batch)
+            if self._planner
+            else self.actor.act(batch.observations[0].copy(), batch.masks[0].copy())
+        )
+        self.actions[t] = batch.actions[0] = self.task.surface.dense(action)
         batch.step()
-        rewards[t] = batch.rewards[0]
-        t += 1
-        observations[t] = batch.observations[0]
-        over = bool(batch.terminated[0] or batch.truncated[0])
-    outcome = batch.outcome(0)
-    return Episode(
-        task=task.name, digest=task.digest, split=split, scenario=scenario, actions=actions[:t], rewards=rewards[:t],
-        observations=observations[: t + 1], terminated=bool(batch.terminated[0]), truncated=bool(batch.truncated[0]), value=outcome.value,
-        parts=dict(outcome.parts), facts=dict(outcome.facts), policy=name or actor.name,
-    )  # fmt: skip
+        self.rewards[t] = batch.rewards[0]
+        self.steps = t = t + 1
+        self._observations[t] = batch.observations[0]
+        self.over = bool(batch.terminated[0] or batch.truncated[0])
+
+    def episode(self) -> Episode:
+        """The record, once it is over."""
+        batch, t = self.batch, self.steps
+        outcome = batch.outcome(0)
+        return Episode(
+            task=self.task.name, digest=self.task.digest, split=self.split, scenario=self.scenario, actions=self.actions[:t], rewards=self.rewards[:t],
+            observations=self._observations[: t + 1], terminated=bool(batch.terminated[0]), truncated=bool(batch.truncated[0]), value=outcome.value,
+            parts=dict(outcome.parts), facts=dict(outcome.facts), policy=self.name,
+        )  # fmt: skip
 
 
 def _episode(notes_text: bytes, actions: npt.NDArray[Any], rewards: Floats, observations: Float32s) -> Episode:

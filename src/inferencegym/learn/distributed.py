@@ -19,6 +19,7 @@ import numpy as np
 
 import inferencegym
 from inferencegym.ground.errors import ConfigError, InferenceGymError, MissingExtraError
+from inferencegym.learn.processes import end_with_parent, interrupts_wait, stop_now
 
 _J = TypeVar("_J")
 _R = TypeVar("_R")
@@ -42,7 +43,7 @@ def share_out(
 
     `work` (a function of a module, or an object), jobs and results can be pickled. `workers`: processes of this machine; of a Ray cluster of our own, its
     processors. `ray`: a cluster's address (`LOCAL`, auto or HOST:PORT) instead of processes. `here`: places of jobs that must
-    stay in this process. The first error ends it all, and is the one that `work` raised.
+    stay in this process. The first error ends it all, and is the one that `work` raised; so does Ctrl-C, in the middle of jobs that are begun.
     """
     if workers < 1:
         raise ConfigError("workers", f"{workers}", allowed="1 or more")
@@ -60,13 +61,16 @@ def share_out(
 @contextmanager
 def _processes(work: Callable[[_J], _R], jobs: Sequence[tuple[int, _J]], workers: int) -> Iterator[Results[_R]]:
     # Fresh processes: a forked one would inherit locks of threads that are not there.
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(work, job): at for at, job in jobs}
-        try:
-            yield ((waiting[future], future.result()) for future in as_completed(waiting))
-        finally:
-            for future in waiting:
-                future.cancel()
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=end_with_parent)
+    try:
+        with interrupts_wait():
+            waiting = {pool.submit(work, job): at for at, job in jobs}
+        yield ((waiting[future], future.result()) for future in as_completed(waiting))
+    except BaseException:
+        # An error, Ctrl-C, or a caller who wants no more: nobody will read what is still being done.
+        stop_now(pool)
+        raise
+    pool.shutdown()
 
 
 @contextmanager

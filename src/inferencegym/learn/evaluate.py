@@ -6,6 +6,7 @@ the split; what a policy was trained or tuned on lies in other splits.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import inferencegym
 from inferencegym.envs import catalogue
 from inferencegym.envs.actors import BEST_STATIC, LANGUAGE_MODEL, actor, quick_names
 from inferencegym.envs.batch import Task
-from inferencegym.envs.episode import record
+from inferencegym.envs.episode import Episode, record
 from inferencegym.envs.grade import Anchors, load_anchors
 from inferencegym.envs.openenv.llm_usage import EndpointError, Price, Usage
 from inferencegym.envs.splits import scenario as scenario_number
@@ -26,6 +27,8 @@ from inferencegym.learn.distributed import share_out
 from inferencegym.learn.statistics import Estimate, iqm, paired_difference, probability_of_improvement
 
 ALL = "all"
+#: Why an episode has no result, where it was Ctrl-C.
+INTERRUPTED = "interrupted"
 _DIGITS = 9
 
 
@@ -54,7 +57,7 @@ class EpisodeResult:
 
 @dataclass(frozen=True, slots=True)
 class Unplayed:
-    """An episode that has no result: the language model's endpoint failed for good in it, or had failed before."""
+    """An episode that has no result: the language model's endpoint failed for good, in it or before, or it was interrupted before its end."""
 
     task: str
     policy: str
@@ -157,14 +160,14 @@ class Evaluation:
         return [round(values[one.scenario], _DIGITS) for one in episodes]
 
     def missing(self) -> list[str]:
-        """A sentence for each policy and task with episodes that have no result."""
-        groups: dict[tuple[str, str, str], int] = {}
-        for one in self.unplayed:
-            key = one.task, one.policy, one.why
-            groups[key] = groups.get(key, 0) + 1
+        """A sentence for each task, reason and number of episodes that have no result, with the policies that lack so many."""
+        counts = Counter((one.task, one.why, one.policy) for one in self.unplayed)
+        groups: dict[tuple[str, str, int], list[str]] = {}
+        for (task, why, policy), count in counts.items():
+            groups.setdefault((task, why, count), []).append(policy)
         return [
-            f"{task}: {policy}: {count} of {len(self.scenarios)} episodes: {why}"
-            for (task, policy, why), count in groups.items()
+            f"{task}: {', '.join(policies)}: {count} of {len(self.scenarios)} episodes{' each' if len(policies) > 1 else ''}: {why}"
+            for (task, why, count), policies in groups.items()
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -191,6 +194,15 @@ class _Job:
     folder: str | None
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in `evaluate` after some episodes were done: it carries them, and is an interrupt like any other to those who do not care."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        super().__init__()
+        self.evaluation = evaluation
+        """What was done; all other episodes are `unplayed`."""
+
+
 Progress = Callable[[int, int, EpisodeResult], None]
 
 
@@ -213,7 +225,7 @@ def evaluate(
     records. `progress`: called after each episode with (done, all, result).
 
     A language model whose endpoint fails for good costs the episode it fails in and those of its that were still to come (`unplayed`), not those
-    that are done, nor other policies'. EndpointError if nothing was played at all.
+    that are done, nor other policies'. EndpointError if nothing was played at all. Ctrl-C raises `Interrupted`, with the episodes that are done.
     """
     indices = tuple(range(scenarios)) if isinstance(scenarios, int) else tuple(scenarios)
     if not indices or not policies or not tasks:
@@ -225,20 +237,33 @@ def evaluate(
     # Policies that talk to a server stay here: a connection does not travel.
     here = [at for at, job in enumerate(jobs) if getattr(job.player, "in_process", False)]
     unplayed: dict[int, Unplayed] = {}
-    for at, result in share_out(_Play(), jobs, workers=workers, ray=ray, here=here):
-        if isinstance(result, Unplayed):
-            unplayed[at] = result
-            continue
-        done[at] = _graded(result, anchors[result.task])
-        if progress:
-            progress(len(done), len(jobs), done[at])
+
+    def so_far() -> Evaluation:
+        episodes = tuple(done[at] for at in sorted(done))
+        left = tuple(unplayed[at] for at in sorted(unplayed))
+        return Evaluation(
+            split, indices, episodes, _baselines(episodes, anchors, split, indices), price=price, unplayed=left
+        )
+
+    try:
+        for at, result in share_out(_Play(), jobs, workers=workers, ray=ray, here=here):
+            if isinstance(result, Unplayed):
+                unplayed[at] = result
+                continue
+            done[at] = _graded(result, anchors[result.task])
+            if progress:
+                progress(len(done), len(jobs), done[at])
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        names = {given: catalogue.task(given).name for given in {job.task for job in jobs}}
+        for at, job in enumerate(jobs):
+            if at not in done and at not in unplayed:
+                unplayed[at] = Unplayed(names[job.task], job.policy, job.scenario, INTERRUPTED)
+        raise Interrupted(so_far()) from None
     if not done:
         raise EndpointError(unplayed[0].why)
-    episodes = tuple(done[at] for at in sorted(done))
-    left = tuple(unplayed[at] for at in sorted(unplayed))
-    return Evaluation(
-        split, indices, episodes, _baselines(episodes, anchors, split, indices), price=price, unplayed=left
-    )
+    return so_far()
 
 
 def _plan(
@@ -317,10 +342,19 @@ def _played(job: _Job) -> EpisodeResult:
     if job.folder:
         name = "".join(letter if letter.isalnum() or letter in "-_=.," else "-" for letter in job.policy)
         episode.save(Path(job.folder) / f"{task.name}--{name[:80]}--{job.split}-{job.scenario}.parquet")
+    return _result(episode, getattr(player, "usage", None))
+
+
+def judged(task: Task, episode: Episode) -> EpisodeResult:
+    """What `evaluate` says of an episode that was played elsewhere: its value, its parts, and the grade where the task has anchors."""
+    return _graded(_result(episode), load_anchors(task))
+
+
+def _result(episode: Episode, usage: Usage | None = None) -> EpisodeResult:
     return EpisodeResult(
-        task=task.name, digest=task.digest, policy=job.policy, split=job.split, scenario=job.scenario, value=episode.value, grade=None,
-        unclipped=None, total_reward=episode.total_reward, steps=len(episode.actions), crashed=episode.terminated, parts=episode.parts,
-        facts=episode.facts, usage=getattr(player, "usage", None),
+        task=episode.task, digest=episode.digest, policy=episode.policy, split=episode.split, scenario=episode.scenario, value=episode.value,
+        grade=None, unclipped=None, total_reward=episode.total_reward, steps=len(episode.actions), crashed=episode.terminated, parts=episode.parts,
+        facts=episode.facts, usage=usage,
     )  # fmt: skip
 
 
@@ -338,7 +372,8 @@ def _baselines(
     found = {}
     for task, stored in anchors.items():
         played = tuple(one.value for one in episodes if one.task == task and one.policy == BEST_STATIC)
-        if played:
+        # In an evaluation that was interrupted it may have played some of the scenarios only.
+        if len(played) == len(indices):
             found[task] = played
         elif (
             stored and stored.split == split and BEST_STATIC in stored.values and set(indices) <= set(stored.scenarios)

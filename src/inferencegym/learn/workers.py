@@ -16,6 +16,8 @@ from os import sched_getaffinity
 from typing import Any, TypeVar
 from weakref import finalize
 
+from inferencegym.learn.processes import end_with_parent
+
 _J = TypeVar("_J")
 _R = TypeVar("_R")
 _MOST: ContextVar[int | None] = ContextVar("processes that workers may be", default=None)
@@ -53,8 +55,8 @@ class Workers:
         if self._pool is None:
             # Fresh processes: a forked one would inherit locks of threads that are not there.
             self._pool = ProcessPoolExecutor(
-                self.workers, mp_context=get_context("spawn"), initializer=_make, initargs=(self.make, self.given)
-            )
+                self.workers, mp_context=get_context("spawn"), initializer=end_with_parent, initargs=(_make, self.make, self.given)
+            )  # fmt: skip
             # They go when their owner is forgotten.
             finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         yield from self._pool.map(partial(_do, work), jobs)
