@@ -35,10 +35,9 @@ def test_every_job_comes_back_with_its_place(workers):
 def test_an_interrupt_while_processes_are_started_comes_afterwards():
     before, came = signal.signal(signal.SIGINT, signal.default_int_handler), []
     try:
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (the block is what is tested)
-            with interrupts_wait():
-                os.kill(os.getpid(), signal.SIGINT)
-                came.append("the end of the block")
+        with pytest.raises(KeyboardInterrupt), interrupts_wait():  # noqa: PT012 (the block is what is tested)
+            os.kill(os.getpid(), signal.SIGINT)
+            came.append("the end of the block")
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
