@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,28 +60,54 @@ def replay(asked: Asked) -> Replay:
     return found
 
 
-def rows(asked: Asked, first: int, count: int) -> dict[str, Any]:
-    """`count` decisions from `first` on. Observations are in natural units, six digits, as the policy saw them (saturated at a column's end)."""
+def rows(asked: Asked, first: int, count: int, only: str = "") -> dict[str, Any]:
+    """`count` decisions from the `first` on, of all or of some: `only` is an action's number, illegal, or turned (a knob was).
+
+    Observations are in natural units, six digits, as the policy saw them (saturated at a column's end). `total` counts the decisions that are meant.
+    """
     if not 1 <= count <= MOST_ROWS:
         raise ConfigError("count", f"{count}", allowed=f"1..{MOST_ROWS}")
     if first < 0:
         raise ConfigError("first", f"{first}", allowed="0 or more")
     found = replay(asked)
     surface = found.task.surface
-    last = min(first + count, found.total)
+    meant = _meant(found, only)
     listed = []
-    for d in range(first, last):
+    for d in meant[first : first + count]:
         action, mask = found.actions[d], found.masks[d]
         listed.append({
             "decision": d, "sample": d // found.per_sample, "action": plain(action), "words": words(found, d),
-            "legal": bool(surface.legal(action if action.shape == () else surface.action(action), mask)), "mask": allowed(mask, surface.name),
+            "legal": legal(found, d), "mask": allowed(mask, surface.name),
             "reward": float(found.rewards[d]), "terms": found.terms[d].tolist(),
             "observation": [_short(x) for x in surface.columns.decode(found.observations[d]).tolist()],
         })  # fmt: skip
     return {
-        "first": first, "total": found.total, "terms": list(found.task.reward_terms), "actions": _actions(surface.name),
+        "first": first, "total": len(meant), "terms": list(found.task.reward_terms), "actions": _actions(surface.name),
         "columns": [{"name": c.name, "unit": c.unit, "what": c.what} for c in surface.columns], "rows": listed,
     }  # fmt: skip
+
+
+def _meant(found: Replay, only: str) -> Sequence[int]:
+    everything = range(found.total)
+    if not only:
+        return everything
+    if only == "illegal":
+        return [d for d in everything if not legal(found, d)]
+    if only == "turned" and found.levers is not None:
+        return (np.flatnonzero((np.diff(found.levers[: found.total + 1], axis=0) != 0).any(axis=1))).tolist()
+    if found.levers is None and only.isascii() and only.isdigit() and int(only) < len(paging.ACTIONS):
+        return np.flatnonzero(found.actions[: found.total] == int(only)).tolist()
+    raise ConfigError(
+        "only", f"'{only[:40]}' is not known", allowed="an action's number, illegal, or, of knobs, turned"
+    )
+
+
+def legal(found: Replay, decision: int) -> bool:
+    """Whether the mask let the action pass."""
+    action, mask = found.actions[decision], found.masks[decision]
+    if found.levers is None:
+        return bool(mask[int(action)])
+    return found.task.surface.legal(found.task.surface.action(action), mask)
 
 
 def course(asked: Asked, first: int = 0) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class EpisodeRoutes:
 
     async def _rows(self, request: Request) -> Response:
         first, count = _number(request, "first", 0), _number(request, "count", _ROWS)
-        return await self._answer(request, "detail", "rows", first, count)
+        return await self._answer(request, "detail", "rows", first, count, request.query_params.get("only", ""))
 
     async def _course(self, request: Request) -> Response:
         return await self._answer(request, "detail", "course", _number(request, "first", 0))
