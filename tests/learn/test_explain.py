@@ -16,7 +16,8 @@ from inferencegym.ground.errors import ConfigError
 from inferencegym.learn.decisions import choices_of, play
 from inferencegym.learn.distill import distil, write
 from inferencegym.learn.explain import explain
-from inferencegym.learn.explain_page import sections, thinned, write_page
+from inferencegym.learn.explain_page import sections, write_page
+from inferencegym.learn.explain_pictures import thinned
 from inferencegym.policies import trained
 from inferencegym.policies.trained import Notes
 from inferencegym.policies.tree import UNLISTED

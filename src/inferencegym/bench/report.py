@@ -18,7 +18,8 @@ from inferencegym.metrics.itl import ItlHistogram, bin_edges_ps
 from inferencegym.metrics.record import Records
 from inferencegym.metrics.summary import Summary
 from inferencegym.metrics.vocabulary import metric
-from inferencegym.report.chart import Axis, Line, chart, key, legend
+from inferencegym.report.chart import Axis, Line, chart, legend
+from inferencegym.report.chart import name as series_name
 from inferencegym.report.frame import framed, section, table, write_whole
 
 CURVE_POINTS = 300
@@ -91,7 +92,7 @@ def page(
 
 
 def _heads(runs: Sequence[ReportRun], first: str) -> list[str]:
-    return [first, *(f"{key(i)}{html.escape(run.label)}" for i, run in enumerate(runs))]
+    return [first, *(series_name(i, run.label) for i, run in enumerate(runs))]
 
 
 def _how_to_read(runs: Sequence[ReportRun]) -> str:
@@ -165,7 +166,7 @@ def _classes(runs: Sequence[ReportRun]) -> str:
             if row is None or (len(names) == 1 and row.slo_attainment is None):
                 continue
             rows.append([
-                html.escape(name), f"{key(i)}{html.escape(run.label)}", html.escape(row.slo), f"{row.requests:,}", metric("slo_attainment").show(row.slo_attainment),
+                html.escape(name), series_name(i, run.label), html.escape(row.slo), f"{row.requests:,}", metric("slo_attainment").show(row.slo_attainment),
                 metric("ttft_s").show(row.ttft_s.p99), metric("tpot_s").show(row.tpot_s.p99),
             ])  # fmt: skip
     if not rows:

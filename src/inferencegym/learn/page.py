@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from inferencegym.learn.evaluate import Evaluation, Row
-from inferencegym.learn.explain_page import CSS
+from inferencegym.learn.explain_pictures import CSS
 from inferencegym.learn.statistics import Estimate
 from inferencegym.report.chart import Axis, Whisker, whiskers
 from inferencegym.report.frame import framed, section, table, write_whole

@@ -85,8 +85,9 @@ def whiskers(rows: Sequence[Whisker], *, title: str, x: Axis, low: float, high: 
     """The <figure> of a dot and its interval for each row. `low`, `high`: what the axis spans at least; 0 is drawn stronger."""
     low, high = min(low, *(row.low for row in rows)), max(high, *(row.high for row in rows))
     high = high if high > low else low + 1.0
-    left, right, tall = 178, 18, 24
-    width, floor = 560, tall * len(rows) + 8
+    names = [_short(row.label, 27) for row in rows]
+    left, right, tall = room(names), 18, 24
+    width, floor = left + 300, tall * len(rows) + 8
 
     def at(value: float) -> float:
         return left + (value - low) / (high - low) * (width - left - right)
@@ -99,7 +100,7 @@ def whiskers(rows: Sequence[Whisker], *, title: str, x: Axis, low: float, high: 
     for i, row in enumerate(rows):
         y = tall * i + 17
         parts.append(
-            f'<text class="label" x="{left - 10}" y="{y + 4}" text-anchor="end">{html.escape(_short(row.label, 27))}</text>'
+            f'<text class="label" x="{left - 10}" y="{y + 4}" text-anchor="end">{html.escape(names[i])}</text>'
             f'<g><title>{html.escape(row.label)}: {row.value:.4g}, {row.low:.4g} to {row.high:.4g}</title><line x1="{at(row.low):.1f}" x2="{at(row.high):.1f}"'
             f' y1="{y}" y2="{y}" style="stroke:{colour(0)};stroke-width:3;stroke-linecap:round"/>'
             f'<circle cx="{at(row.value):.1f}" cy="{y}" r="4.5" style="fill:{colour(0)}"/></g>'
@@ -109,8 +110,7 @@ def whiskers(rows: Sequence[Whisker], *, title: str, x: Axis, low: float, high: 
         f'<text class="label" x="{middle}" y="{floor + 34}" text-anchor="middle">{html.escape(x.label)}</text>'
     )
     told = "; ".join(f"{row.label} {row.value:.4g} ({row.low:.4g} to {row.high:.4g})" for row in rows)
-    drawing = svg("".join(parts), width, floor + 42, f"{title}: {x.label}. {told}.", least=430)
-    return f'<figure>{_caption(title)}<div class="pan">{drawing}</div></figure>'
+    return grows(title, svg("".join(parts), width, floor + 42, f"{title}: {x.label}. {told}.", grow=1.3))
 
 
 def svg(drawing: str, width: float, height: float, said: str, *, least: float = 0.0, grow: float = 1.1) -> str:
@@ -130,9 +130,25 @@ def legend(labels: Sequence[str]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def key(index: int) -> str:
-    """A small square in a series' colour, to stand before its name."""
-    return f'<span class="key" style="background:{colour(index)}"></span>'
+def name(index: int, label: str) -> str:
+    """The name of a series behind a small square in its colour, for the heads of tables."""
+    return f'<span class="name"><span class="key" style="background:{colour(index)}"></span><span>{html.escape(label)}</span></span>'
+
+
+def panned(title: str, drawing: str) -> str:
+    """The <figure> of a picture that keeps its size on a narrow screen, where it scrolls sideways."""
+    said = html.escape(title, quote=True)
+    return f'<figure>{_caption(title)}<div class="pan" role="group" tabindex="0" aria-label="{said}">{drawing}</div></figure>'
+
+
+def grows(title: str, drawing: str) -> str:
+    """The <figure> of a picture that fits into a narrow screen, where its words grow."""
+    return f'<figure class="grows">{_caption(title)}{drawing}</figure>'
+
+
+def room(labels: Sequence[str]) -> float:
+    """How wide labels are at the most, in the SVG's units, with the space behind them."""
+    return 7.6 * max(map(len, labels), default=0) + 14
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -227,6 +243,9 @@ def _y_axis(low: float, high: float, label: str) -> list[str]:
 def _number(value: float) -> str:
     if value == 0:
         return "0"
+    for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / unit:.4g}{letter}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"

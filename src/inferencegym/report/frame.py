@@ -14,6 +14,9 @@ from pathlib import Path
 
 from inferencegym.report.style import paper_css
 
+#: More columns than this are printed small.
+MANY = 8
+
 
 def framed(
     title: str,
@@ -77,8 +80,9 @@ def table(
         cells = "".join(f"<td{side[i]}>{text}</td>" for i, text in enumerate(row) if i)
         lines.append(f'<tr{" class=marked" if number in marked else ""}><th scope="row">{row[0]}</th>{cells}</tr>')
     said = html.escape(caption, quote=True)
+    many = ' class="many"' if len(heads) > MANY else ""
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{said}"><table><caption><span>{said}</span></caption>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{said}"><table{many}><caption><span>{said}</span></caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 

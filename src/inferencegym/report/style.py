@@ -31,7 +31,7 @@ _PAGE = """
 *{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}main{max-width:1360px;margin:0 auto;padding:1.5rem}
 h1{font-size:1.6rem;line-height:1.25;margin:0 0 .5rem;overflow-wrap:anywhere}h2{font-size:1.2rem;margin:2rem 0 .5rem}h3{font-size:1.05rem;margin:1.6rem 0 .3rem}
-p{max-width:60rem;margin:.5rem 0}a{color:var(--accent)}em{color:var(--soft);font-style:normal;font-size:.87em}
+p{max-width:60rem;margin:.5rem 0}a{color:var(--accent)}em{color:var(--soft);font-style:normal;font-size:.87em;white-space:nowrap}
 code,pre{font:.9em/1.45 ui-monospace,monospace;background:var(--mark);border-radius:4px}code{padding:.1em .35em;overflow-wrap:anywhere}pre{padding:1rem;overflow-x:auto}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}.ok{color:var(--ok)}.warn{color:var(--warn)}.bad{color:var(--bad)}
 """
@@ -42,7 +42,7 @@ dl{display:grid;grid-template-columns:fit-content(16rem) 1fr;gap:.15rem 1rem;mar
 caption{text-align:left;color:var(--soft);font-size:.87rem;padding-bottom:.3rem}caption span{position:sticky;left:0;display:inline-block;max-width:min(60rem,calc(100vw - 3rem))}
 th,td{padding:.25rem .8rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top}th{font-weight:500}thead th{font-weight:600;vertical-align:bottom}
 tbody th,thead th:first-child{text-align:left;padding-left:0}tbody th{white-space:nowrap}.words{text-align:left}tr.marked>*{background:var(--mark)}
-.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.4em}summary{cursor:pointer;padding:.2rem 0}details{margin:.5rem 0}
+.name{display:inline-flex;align-items:baseline;text-align:left}.key{flex:none;width:.8em;height:.8em;border-radius:2px;margin-right:.4em}summary{cursor:pointer;padding:.2rem 0}details{margin:.5rem 0}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;padding:0;margin:.5rem 0}.legend svg{display:inline;width:36px;margin-right:.4em;vertical-align:middle}.empty{color:var(--soft)}
 """
 _PICTURES = """
@@ -53,14 +53,14 @@ svg .grid,svg .frame{stroke:var(--rule);fill:none}svg .axis{stroke:var(--soft)}s
 #: On a phone a chart is drawn smaller: its words grow instead.
 _NARROW = """
 @media screen and (max-width:540px){main{padding:1rem}h1{font-size:1.35rem}dl{grid-template-columns:1fr;gap:0}dt{margin-top:.35rem}th,td{padding:.25rem .5rem}
-tbody th{white-space:normal;min-width:7rem}.charts svg text{font-size:14px}}
+tbody th{white-space:normal;min-width:7rem}.charts svg text,.grows svg text{font-size:14px}}
 """
 #: Black on white; nothing scrolls or stays folded up; figures and rows stay whole.
 _PRINT = """
 @page{margin:14mm}
 @media print{:root{--ink:#000;--soft:#333}body{font-size:10pt}main{max-width:none;padding:0}h1,h2,h3,summary,caption,.legend{break-after:avoid}
-h2{margin-top:1.2rem}figure,tr,dl,.legend,.key{break-inside:avoid}.scroll,figure .pan,pre{overflow:visible}pre{white-space:pre-wrap}
-table{width:100%;font-size:8.5pt}th,td{padding:.15rem .4rem;overflow-wrap:anywhere}tbody th{white-space:normal}caption span{position:static;max-width:none}
+h2{margin-top:1.2rem}figure,tr,dl,.legend{break-inside:avoid}h2+p,p:has(+.legend){break-after:avoid}.scroll,figure .pan,pre{overflow:visible}pre{white-space:pre-wrap}
+table{width:100%;font-size:8.5pt}th,td{padding:.15rem .4rem;overflow-wrap:break-word}tbody th{white-space:normal;min-width:6em;overflow-wrap:anywhere}.many{font-size:6.5pt}.many :is(th,td){overflow-wrap:anywhere;padding:.1rem .2rem}caption span{position:static;max-width:none}
 svg{min-width:0!important}.charts{grid-template-columns:1fr 1fr}details::details-content{content-visibility:visible;block-size:auto;display:block}
 .key,.legend svg,svg,tr.marked>*,code,pre{print-color-adjust:exact;-webkit-print-color-adjust:exact}thead{display:table-header-group}}
 """
