@@ -1,49 +1,20 @@
 // Charts over time: uPlot on a canvas, with what a reader needs around it (units, a legend with values, a table, a summary in words).
 //
-// Charts with the same `sync` share their cursor and their zoom. All drawing goes through one queue: at most ten times a second a chart,
-// only what is on screen, a few milliseconds a frame.
+// Charts with the same `sync` share their cursor and their zoom.
 import { h } from "./dom.js";
 import { DASH, number } from "./format.js";
+import { colour, faint, queue, unqueue } from "./drawing.js";
 import { firstAt, thin } from "./thin.js";
 import UPlot from "./vendor/uplot/uPlot.esm.js";
 
 const FONT = "12px system-ui, sans-serif";
-const AGAIN_MS = 100;
-const FRAME_MS = 12;
 //: As in report/palette.py.
 const DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3], [4, 4], [12, 4], [1, 4], [6, 2, 1, 2]];
 const TABLE_ROWS = 60;
 
+export { colour } from "./drawing.js";
+
 const groups = new Map();
-const waiting = new Set();
-let asked = false;
-let colours = null;
-
-addEventListener("themechange", repaint);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
-
-const seen = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) target.chart?.shown(isIntersecting);
-}, { rootMargin: "200px 0px" });
-const sized = new ResizeObserver((entries) => {
-  for (const { target } of entries) target.chart?.later();
-});
-
-/** A colour of the house by the name of its CSS custom property, as the page's theme has it now. */
-export function colour(name) {
-  if (!colours) colours = { style: getComputedStyle(document.documentElement), found: {} };
-  return (colours.found[name] ??= colours.style.getPropertyValue(`--${name}`).trim() || "#888");
-}
-
-/** A colour, see-through. */
-function faint(name, share) {
-  return `color-mix(in srgb, ${colour(name)} ${share * 100}%, transparent)`;
-}
-
-function repaint() {
-  colours = null;
-  for (const members of groups.values()) for (const chart of members) chart.later();
-}
 
 /**
  * @param {HTMLElement} parent
@@ -66,8 +37,6 @@ class Chart {
     this.on = this.options.series.map(() => true);
     this.listeners = new Set();
     this.pickers = new Set();
-    this.visible = false;
-    this.drawn = -Infinity;
     this.told = -Infinity;
     this.resting = null;
     this.pointed = null;
@@ -80,9 +49,7 @@ class Chart {
     groups.get(this.group).add(this);
     this.build();
     parent.append(this.element);
-    this.box.chart = this;
-    seen.observe(this.box);
-    sized.observe(this.box);
+    queue(this, this.box);
   }
 
   build() {
@@ -157,28 +124,13 @@ class Chart {
   }
 
   destroy() {
-    seen.unobserve(this.box);
-    sized.unobserve(this.box);
-    waiting.delete(this);
+    unqueue(this, this.box);
     const members = groups.get(this.group);
     members?.delete(this);
     if (members?.size === 0) groups.delete(this.group);
     this.plot?.destroy();
     this.plot = null;
     this.element.remove();
-  }
-
-  shown(visible) {
-    this.visible = visible;
-    if (visible) this.later();
-  }
-
-  later() {
-    waiting.add(this);
-    if (!asked) {
-      asked = true;
-      requestAnimationFrame(drawSome);
-    }
   }
 
   range() {
@@ -192,7 +144,6 @@ class Chart {
   draw(now) {
     const width = this.box.clientWidth;
     if (!width) return;
-    this.drawn = now;
     const [from, to] = this.range();
     const [x, ys] = this.data;
     this.thinned = thin(x, ys, from, to, Math.max(100, Math.round(width)));
@@ -456,24 +407,4 @@ function write(u, text, x, y, ink, align, weight = "") {
   ctx.fillStyle = ink;
   ctx.fillText(text, x, y);
   ctx.restore();
-}
-
-/** One turn of the queue: charts on screen that wait longest, as long as the frame has time. */
-function drawSome(now) {
-  asked = false;
-  const due = [...waiting].filter((chart) => chart.visible).sort((a, b) => a.drawn - b.drawn);
-  const begun = performance.now();
-  let left = false;
-  for (const chart of due) {
-    if (now - chart.drawn < AGAIN_MS || performance.now() - begun > FRAME_MS) {
-      left = true;
-      continue;
-    }
-    waiting.delete(chart);
-    chart.draw(now);
-  }
-  if (left && !asked) {
-    asked = true;
-    requestAnimationFrame(drawSome);
-  }
 }

@@ -1,0 +1,77 @@
+// The charts of a run: every column by its group, all policies in each, one axis of time.
+import { createChart } from "../chart.js";
+import { h } from "../dom.js";
+import { number } from "../format.js";
+import { createStrip } from "../strip.js";
+
+const GROUPS = [
+  ["score", "Score"], ["queues", "Queues"], ["memory", "KV memory"], ["latency", "Latency"], ["load", "Load"], ["knobs", "Knobs"], ["actions", "Actions"],
+];
+const SYNC = "arena";
+
+export class Charts {
+  /** @param {object} run; @param {(sample: number) => void} onPick the reader clicked at a sample */
+  constructor(run, onPick) {
+    this.element = h("div", { class: "groups" });
+    this.charts = [];
+    this.strips = [];
+    const named = new Set(GROUPS.map(([name]) => name));
+    const others = [...new Set(run.columns.map((one) => one.group))].filter((name) => !named.has(name)).map((name) => [name, name]);
+    for (const [group, title] of [...GROUPS, ...others]) {
+      const columns = run.columns.map((column, c) => ({ ...column, c })).filter((column) => column.group === group);
+      if (!columns.length) continue;
+      const grid = h("div", { class: "charts" });
+      this.element.append(h("details", { open: true, class: "group", "data-group": group }, h("summary", null, h("h2", null, title)), grid));
+      for (const column of columns) {
+        if (column.codes && Object.keys(column.codes).length > 4) this.codes(run, column, grid, onPick);
+        else this.lines(run, column, grid, onPick);
+      }
+    }
+  }
+
+  lines(run, column, grid, onPick) {
+    const unit = column.unit ?? "";
+    const chart = createChart(grid, {
+      title: column.label, unit, xLabel: run.sample_name, sync: SYNC, legend: "values", stepped: column.steps, log: column.scale === "log",
+      levels: column.objective === null || column.objective === undefined ? [] : [{ label: `objective ${number(column.objective)} ${unit}`.trim(), value: column.objective }],
+      axisLabels: column.codes ?? undefined,
+      series: run.policies.map((one) => ({ label: one.name, slot: one.slot, mark: String(one.slot + 1) })),
+    });
+    chart.onPick((x) => onPick(Math.round(x)));
+    this.charts.push({ chart, c: column.c });
+  }
+
+  codes(run, column, grid, onPick) {
+    run.policies.forEach((one, i) => {
+      const strip = createStrip(grid, { title: `${column.label}: ${one.name}`, codes: column.codes, slot: one.slot, mark: String(one.slot + 1), xLabel: run.sample_name });
+      strip.onPick((x) => onPick(Math.round(x)));
+      this.strips.push({ strip, i, c: column.c });
+    });
+  }
+
+  /** Draw what is there up to the playhead. `range`: ends of x. */
+  show(samples, at, range) {
+    const stop = at + 1;
+    const x = samples.x.subarray(0, stop);
+    for (const { chart, c } of this.charts) {
+      chart.setRange(...range);
+      chart.setData(x, samples.data.map((mine, i) => mine[c].subarray(0, Math.min(stop, samples.counts[i]))));
+      chart.setCursor(at < 0 ? null : at);
+    }
+    for (const { strip, i, c } of this.strips) {
+      strip.setRange(...range);
+      strip.setData(samples.data[i][c].subarray(0, Math.min(stop, samples.counts[i])));
+      strip.setCursor(at < 0 ? null : at);
+    }
+  }
+
+  setPolicyVisible(i, on) {
+    for (const { chart } of this.charts) chart.setSeriesVisible(i, on);
+    for (const one of this.strips) if (one.i === i) one.strip.element.hidden = !on;
+  }
+
+  destroy() {
+    for (const { chart } of this.charts) chart.destroy();
+    for (const { strip } of this.strips) strip.destroy();
+  }
+}

@@ -1,0 +1,284 @@
+// The Arena: up to six policies on one task, side by side on one axis of time. The address in the bar always says what is shown.
+import { ApiError, download, get, post } from "../api.js";
+import { fill, h } from "../dom.js";
+import { integer } from "../format.js";
+import { breakdown, Card } from "./arena-cards.js";
+import { Charts } from "./arena-charts.js";
+import { follow } from "./arena-data.js";
+import { examples, Form, paramsOf, specFrom } from "./arena-form.js";
+import { Transport } from "./arena-transport.js";
+
+/** Show the page in `root`. Gives a function that ends it. */
+export async function mount(root, ctx) {
+  style();
+  const catalogue = await get("catalogue");
+  const page = new Arena(root, ctx, catalogue);
+  page.begin();
+  return () => page.close();
+}
+
+class Arena {
+  constructor(root, ctx, catalogue) {
+    this.ctx = ctx;
+    this.catalogue = catalogue;
+    this.form = new Form(catalogue, (spec) => this.start(spec));
+    this.summary = h("span");
+    this.setup = h("details", { class: "card setup", open: true, id: "setup" }, h("summary", null, h("h2", null, "Set up"), this.summary), this.form.element);
+    this.stage = h("div", { class: "stage" });
+    root.append(h("h1", null, "Arena"), h("p", { class: "soft" }, "Choose a task and up to six policies. They meet the same requests at the same moments, and you watch them side by side."), this.setup, this.stage);
+  }
+
+  begin() {
+    const spec = specFrom(this.ctx.params);
+    if (!spec) return this.empty();
+    const unknown = this.form.show(spec);
+    if (unknown) {
+      this.empty();
+      this.ctx.banner("error", `This link cannot be played here: ${unknown}`);
+      return;
+    }
+    this.start(spec);
+  }
+
+  empty() {
+    fill(this.stage, h("div", { class: "empty" }, h("h2", null, "Nothing is playing yet"), h("p", null, "Press Start above, or begin with one of these:"),
+      h("div", { class: "row center" }, examples(this.catalogue).map(({ label, spec }, i) => h("button", {
+        type: "button", "data-example": String(i), onclick: () => {
+          this.form.show(spec);
+          this.start(spec);
+        },
+      }, label)))));
+  }
+
+  /** Ask the server for a run and show it. */
+  async start(spec) {
+    this.leave();
+    const aborter = new AbortController();
+    this.aborter = aborter;
+    this.form.complain(null);
+    this.form.start.disabled = true;
+    fill(this.stage, h("p", { class: "loading", role: "status" }, "Asking the server for this run…"));
+    try {
+      const run = await post("runs", spec, aborter.signal);
+      if (aborter.signal.aborted) return;
+      this.ctx.setParams(paramsOf(run.spec ?? spec));
+      await follow(run, this.told(aborter.signal), aborter.signal);
+    } catch (error) {
+      if (aborter.signal.aborted) return;
+      this.leave();
+      this.refused(error, spec);
+    } finally {
+      if (this.aborter === aborter || this.aborter === null) this.form.start.disabled = !this.form.chosenTask.available;
+    }
+  }
+
+  refused(error, spec) {
+    if (!(error instanceof ApiError)) throw error;
+    this.setup.open = true;
+    if (error.status === 400 || error.status === 422) {
+      this.empty();
+      this.form.complain(error);
+      return;
+    }
+    fill(this.stage, h("div", { class: "empty" }, h("h2", null, "The run could not be started"), h("p", null, error.message),
+      h("button", { type: "button", class: "primary", onclick: () => this.start(spec) }, "Try again")));
+  }
+
+  /** What to do with the news of the run. */
+  told(signal) {
+    return {
+      onRun: (run, samples) => !signal.aborted && this.shown(run, samples),
+      onSamples: () => (this.fresh = true),
+      onEnded: (i) => {
+        this.cards[i].state();
+        this.finished();
+        const { name, state, result } = this.run.policies[i];
+        this.ctx.announce(result ? `${name}: ${state}, score ${result.value.toFixed(3)}` : `${name}: ${state}`);
+      },
+      onState: (state, place, message) => this.news(state, place, message),
+      onLost: (seconds, now) => this.lost(seconds, now),
+      onBack: () => {
+        this.closeLost();
+        this.ctx.announce("Connected again");
+      },
+      onReplayed: () => {
+        this.closeLost();
+        this.closeReplayed?.();
+        this.closeReplayed = this.ctx.banner("info", "The server was restarted; the run is played again.");
+      },
+    };
+  }
+
+  /** Build everything around a run, or take over a second playing of the same. */
+  shown(run, samples) {
+    this.samples = samples;
+    this.form.start.disabled = false;
+    if (this.run && this.run.id === run.id) {
+      this.run = run;
+      this.transport.renew(run);
+      this.cards.forEach((card) => card.renew(run));
+      this.status();
+      return;
+    }
+    this.parts_?.forEach((one) => one.destroy());
+    this.run = run;
+    const { spec } = run;
+    this.setup.open = false;
+    const overrides = Object.entries(spec.overrides ?? {}).map(([name, value]) => `${name} ${value}`);
+    fill(this.summary, [spec.task, spec.split, `seed ${spec.seed}`, `${run.policies.length} ${run.policies.length === 1 ? "policy" : "policies"}`, ...overrides].join(" · "));
+    this.ctx.title(`${spec.task}: ${run.policies.map((one) => one.name).join(", ")}`);
+    this.score = run.columns.findIndex((one) => one.name === "score_so_far");
+    if (this.score < 0) this.score = run.columns.findIndex((one) => one.group === "score");
+    this.charts = new Charts(run, (sample) => this.transport.seek(sample));
+    this.cards = run.policies.map((_, i) => new Card(run, i, (which, on) => this.charts.setPolicyVisible(which, on), (which) => this.look(which)));
+    this.transport = new Transport(run, () => this.samples.front, () => this.draw());
+    this.transport.ended = () => this.run.state === "done" || this.run.state === "failed";
+    this.parts_ = [this.charts, this.transport];
+    this.line = h("p", { class: "status", role: "status", id: "run-status" });
+    this.scores = h("div");
+    this.exports = ["json", "parquet", "html"].map((kind) => h("button", { type: "button", "data-export": kind, disabled: true, title: "When the run has ended", onclick: () => this.keep(kind) }, { json: "JSON", parquet: "Parquet", html: "HTML report" }[kind]));
+    fill(this.stage,
+      h("div", { class: "row bar-top" }, this.line,
+        h("div", { class: "row" }, h("button", { type: "button", id: "copy-link", onclick: () => this.copy(location.href, "The link is copied. It restores this run.") }, "Copy link"),
+          h("span", { class: "label", id: "export-label" }, "Export"), h("div", { class: "row", role: "group", "aria-labelledby": "export-label" }, this.exports))),
+      this.transport.element, h("div", { class: "cards" }, this.cards.map((card) => card.element)), this.scores, this.charts.element, this.command());
+    this.pump = requestAnimationFrame(() => this.pumped());
+    this.status();
+    this.finished();
+  }
+
+  /** Once a frame at most: new samples move what is drawn, if the playhead follows them. */
+  pumped() {
+    this.pump = requestAnimationFrame(() => this.pumped());
+    if (!this.fresh) return;
+    this.fresh = false;
+    this.transport.show();
+    if (this.transport.at < 0 && this.samples.front > 0 && !this.transport.playing) this.transport.move(0);
+    this.draw();
+  }
+
+  draw() {
+    if (!this.samples || !this.transport) return;
+    const { at } = this.transport;
+    this.charts.show(this.samples, at, this.transport.range());
+    this.cards.forEach((card, i) => card.tell(this.samples.at(i, this.score, Math.min(at, this.samples.counts[i] - 1))));
+  }
+
+  news(state, place, message) {
+    if (state) this.run.state = state;
+    if (place !== null && place !== undefined) this.run.place = place;
+    else if (state) this.run.place = null;
+    if (message) this.run.message = message;
+    this.status();
+    if (state === "done" || state === "failed") this.finished();
+  }
+
+  status() {
+    const { state, place, message } = this.run;
+    const words = {
+      waiting: place > 0 ? `Waiting in line: place ${integer(place)}. The server plays a few runs at a time.` : "Waiting for a place on the server.",
+      running: "The server is playing this run.",
+      done: "The run has ended; everything is here.",
+      failed: `The run failed: ${message || "the server did not say why"}`,
+    }[state] ?? state;
+    if (this.line.textContent !== words) this.line.textContent = words;
+    this.line.dataset.state = state;
+    this.line.classList.toggle("bad", state === "failed");
+    if (state === "failed" && !this.again) {
+      const { spec } = this.run;
+      this.again = h("button", { type: "button", id: "again", onclick: () => this.start(spec) }, "Play it again");
+      this.line.after(this.again);
+    }
+  }
+
+  finished() {
+    const done = this.run.state === "done";
+    for (const button of this.exports) button.disabled = !done;
+    this.cards.forEach((card) => card.state());
+    const found = breakdown(this.run);
+    if (found) fill(this.scores, found);
+    this.fresh = true;
+  }
+
+  command() {
+    const { command } = this.run;
+    const inner = command
+      ? [h("p", null, "The same numbers, to the last digit, on the command line:"), h("div", { class: "row" }, h("pre", { id: "command", tabindex: "0" }, command),
+        h("button", { type: "button", "aria-label": "Copy the command", onclick: () => this.copy(command, "The command is copied.") }, "Copy"))]
+      : [h("p", null, "A run with overrides has no line for inferencegym evaluate; its JSON export holds all that it takes to play it again.")];
+    return h("section", { class: "again" }, h("h2", null, "Play it elsewhere"), inner);
+  }
+
+  look(i) {
+    const decisions = this.run.decisions_per_sample ?? 1;
+    const params = paramsOf(this.run.spec);
+    params.set("policy", String(i));
+    params.set("decision", String(Math.max(0, Math.min(this.transport.at, this.samples.counts[i] - 1)) * decisions));
+    this.ctx.navigate("episode", params);
+  }
+
+  async keep(kind) {
+    const { id, spec } = this.run;
+    try {
+      await download(`runs/${id}/export.${kind}`, `arena-${spec.task}-${spec.split}-${spec.seed}.${kind}`);
+    } catch (error) {
+      const gone = error.status === 404;
+      this.ctx.banner("error", gone ? "The server no longer has this run." : error.message, gone ? { label: "Play it again", action: (close) => (close(), this.start(spec)) } : { label: "Try again", action: (close) => (close(), this.keep(kind)) });
+    }
+  }
+
+  async copy(text, told) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Without https the clipboard is closed to pages; the old way is not.
+      const area = h("textarea", { class: "sr", "aria-hidden": "true" }, text);
+      document.body.append(area);
+      area.select();
+      const copied = document.execCommand("copy");
+      area.remove();
+      if (!copied) {
+        this.ctx.banner("warn", `Your browser does not let a page copy. Copy it by hand: ${text}`);
+        return;
+      }
+    }
+    const close = this.ctx.banner("info", told);
+    setTimeout(close, 4000);
+  }
+
+  lost(seconds, now) {
+    if (!this.closeLost_) {
+      this.left = h("span", { "aria-live": "off" });
+      this.closeLost_ = this.ctx.banner("warn", h("span", null, "The connection to the server was lost. ", this.left), { label: "Try now", action: () => this.retry() });
+    }
+    this.retry = now;
+    this.left.textContent = seconds > 0 ? `Next attempt in ${seconds} s.` : "Trying…";
+  }
+
+  closeLost() {
+    this.closeLost_?.();
+    this.closeLost_ = null;
+  }
+
+  /** End the run on this page, nowhere else. */
+  leave() {
+    this.aborter?.abort();
+    this.aborter = null;
+    cancelAnimationFrame(this.pump);
+    this.parts_?.forEach((one) => one.destroy());
+    this.parts_ = null;
+    this.closeLost();
+    this.closeReplayed?.();
+    Object.assign(this, { closeReplayed: null, run: null, samples: null, transport: null, cards: [], again: null, fresh: false });
+    this.stage.replaceChildren();
+  }
+
+  close() {
+    this.leave();
+  }
+}
+
+function style() {
+  if (document.getElementById("arena-css")) return;
+  document.head.append(h("link", { id: "arena-css", rel: "stylesheet", href: "static/pages/arena.css" }));
+}
