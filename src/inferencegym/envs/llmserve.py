@@ -102,6 +102,10 @@ class ServeBatch:
         }
         return Outcome(float(sum(parts.values())), parts, facts)
 
+    def value(self, row: int) -> float:
+        """The outcome's value alone."""
+        return float(sum(self.value_terms[row].tolist()))
+
     def branch(self, row: int, copies: int) -> ServeBatch:
         """Independent copies of a row."""
         twin = ServeBatch(self.task, copies)

@@ -128,7 +128,7 @@ class PagedBatch:
     def outcome(self, row: int) -> Outcome:
         """What came of the row's episode so far."""
         s = scalars(self.arena, row)
-        value = float(machine.outcome(self.arena, row))
+        value = self.value(row)
         if s["ended"] == 2:
             parts = {"goodput": 0.0, "latency": 0.0, "residency": 0.0, "floor": FLOOR}
         else:
@@ -150,6 +150,10 @@ class PagedBatch:
             "goodput_share": float(s["done_weight"]) / float(s["all_weight"]),
         }
         return Outcome(value, parts, facts)
+
+    def value(self, row: int) -> float:
+        """The outcome's value alone."""
+        return float(machine.outcome(self.arena, row))
 
     def branch(self, row: int, copies: int) -> PagedBatch:
         """A batch of independent copies of a row, which go on from here into the same future."""

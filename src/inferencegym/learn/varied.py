@@ -14,12 +14,12 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from inferencegym.engine.paging.traffic import Demand, Traffic, Users, generate
 from inferencegym.envs.batch import Batch, Outcome, Task
 from inferencegym.envs.llmserve import ServeBatch
+from inferencegym.envs.overrides import faster
 from inferencegym.envs.pagedkv import PagedTask
 from inferencegym.envs.serve_task import ServeTask
 from inferencegym.ground.errors import ConfigError
@@ -27,8 +27,6 @@ from inferencegym.learn.delay import History
 from inferencegym.learn.randomise import Drawn, Randomise
 from inferencegym.learn.transfer import on_gpu
 from inferencegym.workload import Workload
-from inferencegym.workload.generate import mean_rate_rps
-from inferencegym.workload.spec import Spec
 
 _KEPT = 128
 _SHARED = ("masks", "rewards", "terms", "terminated", "truncated")
@@ -116,7 +114,7 @@ class VariedServe(ServeTask):
     def workload(self, scenario: int) -> Workload:
         """The scenario's requests, more or fewer, longer or shorter."""
         drawn = self.randomise.draw(scenario)
-        return self._lengthened(_Faster(self.base, drawn.rate).workload(scenario), drawn)
+        return self._lengthened(faster(self.base, drawn.rate).workload(scenario), drawn)
 
     def _lengthened(self, workload: Workload, drawn: Drawn) -> Workload:
         """Those whose prompt then is too long for the deployment are left out, as the task leaves them out."""
@@ -133,34 +131,6 @@ class VariedServe(ServeTask):
 
     def __reduce__(self) -> Any:
         return VariedServe, (self.base, self.randomise)
-
-
-class _Faster(ServeTask):
-    """A task with its arrivals scaled, on the same trace or description, which is read once."""
-
-    def __init__(self, base: ServeTask, factor: float) -> None:
-        traffic = base.file.traffic
-        rate_rps = traffic.rate_rps or (0.0 if factor == 1.0 else _own_rate_rps(base))
-        faster = msgspec.structs.replace(traffic, rate_rps=rate_rps * factor)
-        super().__init__(msgspec.structs.replace(base.file, traffic=faster))
-        self._read = base
-
-    @cached_property
-    def _trace(self) -> Workload:
-        return self._read._trace
-
-    @cached_property
-    def spec(self) -> Spec:
-        """The base's."""
-        return self._read.spec
-
-
-def _own_rate_rps(task: ServeTask) -> float:
-    """Mean rate of a source that is taken as it is."""
-    if task.file.traffic.source == "trace":
-        trace = task._trace
-        return len(trace) / float(trace.arrival_s[-1])
-    return mean_rate_rps(task.spec)
 
 
 def _scaled(tokens: Any, factor: float) -> Any:

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
 from typing import Any, TypeVar
 
 from inferencegym.ground.errors import InferenceGymError
@@ -38,12 +39,17 @@ class Desk:
             self._pool = ProcessPoolExecutor(1, mp_context=context(), initializer=begin)
         pool = self._pool
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+            # To begin the process may take seconds, and the loop has others to serve.
+            return await asyncio.wrap_future(await asyncio.to_thread(pool.submit, function, *arguments))
         except BrokenProcessPool as error:
             if self._pool is pool:
                 self._pool = None
             pool.shutdown(wait=False, cancel_futures=True)
             raise DeskError("the process that computes for the dashboard died; try again") from error
+
+    async def ask(self, where: str, *arguments: Any) -> Any:
+        """The answer of the function at `package.module:name`, whose module only the process over there imports."""
+        return await self.call(_named, where, *arguments)
 
     def close(self) -> None:
         """End the process; calls under way are given up."""
@@ -52,6 +58,11 @@ class Desk:
             for process in (pool._processes or {}).values():
                 process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _named(where: str, *arguments: Any) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)(*arguments)
 
 
 def context() -> multiprocessing.context.ForkServerContext:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inferencegym.envs.actors
-import inferencegym.envs.catalogue
 import inferencegym.envs.llmserve
-import inferencegym.envs.pagedkv  # noqa: F401
+import inferencegym.envs.pagedkv
+import inferencegym.web.play  # noqa: F401

@@ -1,0 +1,58 @@
+"""Frames of a run's stream: u32 header bytes, u32 payload bytes (little-endian), header as JSON, payload.
+
+Made once, by the process that plays, and forwarded as they are to every viewer.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from inferencegym.ground.errors import InputError
+
+_HEAD = struct.Struct("<II")
+
+
+def frame(header: Mapping[str, Any], payload: bytes = b"") -> bytes:
+    """One frame."""
+    text = msgspec.json.encode(header)
+    return _HEAD.pack(len(text), len(payload)) + text + payload
+
+
+def samples(number: int, policy: int, first: int, rows: int, payload: bytes) -> bytes:
+    """Rows of a policy from sample `first` on; the payload is float32, column after column."""
+    return frame({"type": "samples", "frame": number, "policy": policy, "first": first, "rows": rows}, payload)
+
+
+def state(number: int, state: str, message: str = "") -> bytes:
+    """What the run has come to."""
+    return frame({"type": "state", "frame": number, "state": state, "message": message})
+
+
+def ended(number: int, policy: int, state: str, result: Mapping[str, Any] | None, message: str = "") -> bytes:
+    """A policy is at its end: completed, crashed, or failed with a message and without a result."""
+    return frame(
+        {"type": "ended", "frame": number, "policy": policy, "state": state, "result": result, "message": message}
+    )
+
+
+def alive(place: int) -> bytes:
+    """Sent while there is nothing to send. `place`: in the line, 0 when the run is being played."""
+    return frame({"type": "alive", "place": place})
+
+
+def read(data: bytes) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """The (header, payload) of whole frames; InputError if the bytes end within one."""
+    at = 0
+    while at < len(data):
+        if len(data) - at < _HEAD.size:
+            raise InputError(f"ends within a frame, at byte {at}")
+        head, size = _HEAD.unpack_from(data, at)
+        body = at + _HEAD.size + head
+        if len(data) < body + size:
+            raise InputError(f"ends within a frame, at byte {at}")
+        yield msgspec.json.decode(data[at + _HEAD.size : body]), data[body : body + size]
+        at = body + size
