@@ -1,12 +1,15 @@
-"""Short tasks of one's own: PagedKV easy with 400 ticks, with anchors too, and LLMServe with ten windows."""
+"""Short tasks of one's own: PagedKV easy with 400 ticks, with anchors too, and LLMServe with ten or twelve windows."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from inferencegym.envs import catalogue, grade
+from inferencegym.envs.actors import BEST_STATIC, actor
+from inferencegym.learn import first
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +36,25 @@ def calm(tmp_path_factory):
         text = text.replace(old, new)
     path.write_text(text)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def brief(request, tmp_path_factory):
+    """Twelve windows of the task that the module names in `BRIEF_OF`."""
+    text = (catalogue.FOLDER / f"{request.module.BRIEF_OF}.toml").read_text()
+    text, windows = re.subn(r"^windows = \d+", "windows = 12", text, flags=re.MULTILINE)
+    text, names = re.subn(rf'^name = "{request.module.BRIEF_OF}"', 'name = "brief"', text, count=1)
+    assert (windows, names) == (1, 1)
+    path = tmp_path_factory.mktemp("tasks") / "brief.toml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture
+def quick(request, monkeypatch):
+    """A first setting of that task without the search for it."""
+    base = actor(BEST_STATIC, catalogue.task(request.module.BRIEF_OF)).action
+    monkeypatch.setattr(first, "search_static", lambda task, scenarios: (base, []))
 
 
 @pytest.fixture

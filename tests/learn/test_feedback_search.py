@@ -22,23 +22,8 @@ from inferencegym.policies import trained
 from inferencegym.policies.feedback import FACTORS, HIGHS, LOWS, NAMES, FeedbackKnobs
 from inferencegym.policies.serving import SloFeedback
 
-
-@pytest.fixture(scope="module")
-def brief(tmp_path_factory):
-    text = (catalogue.FOLDER / "static_workload.toml").read_text()
-    assert "windows = 60" in text
-    path = tmp_path_factory.mktemp("tasks") / "brief.toml"
-    path.write_text(text.replace("windows = 60", "windows = 12").replace('name = "static_workload"', 'name = "brief"', 1))  # fmt: skip
-    return str(path)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """A first setting without the search for it."""
-    from inferencegym.learn import first
-
-    base = actor(BEST_STATIC, catalogue.task("static_workload")).action
-    monkeypatch.setattr(first, "search_static", lambda task, scenarios: (base, []))
+#: What `brief` and `quick` (conftest.py) are made of.
+BRIEF_OF = "static_workload"
 
 
 def _config(task, generations=4, **given):

@@ -19,23 +19,8 @@ from inferencegym.learn.validate import values_of
 from inferencegym.policies import trained
 from inferencegym.policies.linear import LinearKnobs
 
-
-@pytest.fixture(scope="module")
-def brief(tmp_path_factory):
-    text = (catalogue.FOLDER / "bursty_workload.toml").read_text()
-    assert "windows = 120" in text
-    path = tmp_path_factory.mktemp("tasks") / "brief.toml"
-    path.write_text(text.replace("windows = 120", "windows = 12").replace('name = "bursty_workload"', 'name = "brief"', 1))  # fmt: skip
-    return str(path)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """A first setting without the search for it."""
-    from inferencegym.learn import first
-
-    base = actor(BEST_STATIC, catalogue.task("bursty_workload")).action
-    monkeypatch.setattr(first, "search_static", lambda task, scenarios: (base, []))
+#: What `brief` and `quick` (conftest.py) are made of.
+BRIEF_OF = "bursty_workload"
 
 
 def _config(task, generations=4, **given):
