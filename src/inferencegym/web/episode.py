@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,34 +17,18 @@ from starlette.routing import Route
 from inferencegym.ground.errors import ConfigError
 from inferencegym.web import answers
 from inferencegym.web.desk import Desk
+from inferencegym.web.runs import RunTable, UnknownRunError
+from inferencegym.web.spec import Spec
 
 #: Most decisions of an episode; longer numbers in an address are mistakes.
 _MOST = 1_000_000
 _ROWS = 100
 
 
-class Played(NamedTuple):
-    """What a run knows of one policy's episode so far."""
-
-    spec: Any
-    """The run's Spec: task, split, seed, overrides, policies."""
-    actions: bytes
-    """Dense actions, as `envs.batch.Batch.actions` has them."""
-    results: Sequence[dict[str, Any] | None]
-    """Of each policy of the run; None before its end."""
-
-
-class Runs(Protocol):
-    """Where runs are kept."""
-
-    def played(self, run: str, policy: int) -> Played:
-        """The actions of a run's policy so far. LookupError where there is no such run or policy (any more)."""
-
-
 class EpisodeRoutes:
     """Routes below `/runs/{id}/policies/{i}`."""
 
-    def __init__(self, runs: Runs, desk: Desk) -> None:
+    def __init__(self, runs: RunTable, desk: Desk) -> None:
         self._runs, self._desk = runs, desk
 
     def routes(self) -> list[Route]:
@@ -71,25 +55,36 @@ class EpisodeRoutes:
     async def _answer(self, request: Request, module: str, function: str, *arguments: Any) -> Response:
         run, policy = request.path_params["run"], request.path_params["policy"]
         try:
-            played = self._runs.played(run, policy)
-        except LookupError as error:
-            raise HTTPException(404, "There is no such run or policy here (any more); post its spec again") from error
-        return answers.answer(await self._desk.call(at_desk, module, function, run, policy, played, *arguments))
+            spec, actions = self._runs.actions(run, policy)
+            results = [part.result for part in self._runs.find(run).parts]
+        except UnknownRunError as error:
+            raise HTTPException(404, str(error)) from error
+        said = await self._desk.call(
+            at_desk, module, function, f"{run}/{policy}", policy, spec, actions, results, *arguments
+        )
+        return answers.answer(said)
 
 
-def at_desk(module: str, function: str, run: str, policy: int, played: Played, *arguments: Any) -> Any:
+def at_desk(
+    module: str,
+    function: str,
+    key: str,
+    policy: int,
+    spec: Spec,
+    actions: bytes,
+    results: Sequence[dict[str, Any] | None],
+    *arguments: Any,
+) -> Any:
     """Over there: find the function and ask it. The modules are named, not imported, so that the server need not load them."""
     detail = import_module("inferencegym.web.detail")
     call: Callable[..., Any] = getattr(import_module(f"inferencegym.web.{module}"), function)
-    spec, results = played.spec, played.results
     others = tuple(
         (name, result)
         for i, (name, result) in enumerate(zip(spec.policies, results, strict=True))
         if i != policy and result is not None
     )
-    return call(
-        detail.Asked(f"{run}/{policy}", spec.task, spec.split, spec.seed, played.actions, spec.overrides, results[policy], others), *arguments
-    )  # fmt: skip
+    asked = detail.Asked(key, spec.task, spec.split, spec.seed, actions, spec.overrides, results[policy], others)
+    return call(asked, *arguments)
 
 
 def _number(request: Request, name: str, default: int) -> int:
