@@ -308,6 +308,17 @@ def until(true: Any, problem: str, limit_s: float = PATIENCE_S) -> Any:
     return answer
 
 
+def ended(page: Page, policies: int, limit_s: float = 60) -> None:
+    """Return when every policy of the Arena's run has ended well or by a crash; AssertionError if one has failed."""
+    page.wait_for_function(
+        """n => { const cards = [...document.querySelectorAll('[data-card]')];
+          return cards.length === n && cards.every((c) => ['completed', 'crashed', 'failed'].includes(c.dataset.state)); }""",
+        arg=policies,
+        timeout=limit_s * 1000,
+    )
+    assert page.locator("[data-card][data-state=failed]").count() == 0, "a policy failed"
+
+
 def arena_path(
     task: str, policies: Sequence[str], *, split: str = "validation", seed: int = 0, **overrides: Any
 ) -> str:

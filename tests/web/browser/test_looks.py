@@ -1,0 +1,89 @@
+"""Every page in every state that a reader meets: no fault that axe-core calls serious, light, dark and on a phone, where no page scrolls sideways.
+
+Pictures of all of them go to out/screenshots, for people.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("playwright", reason="playwright is not installed: pip install '.[dev]'")
+
+from playwright.sync_api import expect
+
+from tests.web.browser.driving import arena_path, ended, look
+
+FOUR = ("sieve", "lru", "largest-first", "random")
+
+
+def arena_empty(page, server):
+    page.goto(f"{server.page}/arena")
+    page.locator("#start").wait_for()
+
+
+def arena_done(page, server):
+    page.goto(server.page + arena_path("hard", FOUR, horizon_ticks=400))
+    ended(page, 4)
+
+
+def arena_of_knobs(page, server):
+    page.goto(server.page + arena_path("bursty_workload", ("slo-feedback", "vllm-like"), seed=5, windows=12))
+    ended(page, 2)
+
+
+def arena_table(page, server):
+    arena_done(page, server)
+    page.get_by_role("button", name="Table of").first.click()
+
+
+def episode_crashed(page, server):
+    path = arena_path("hard", ("random", "sieve"), horizon_ticks=600, gpu_blocks=1500).replace("/arena?", "/episode?")
+    page.goto(f"{server.page}{path}&policy=0")
+    page.locator("#kv-map").wait_for()
+    page.locator("#why").wait_for()
+
+
+def episode_of_knobs(page, server):
+    path = arena_path("bursty_workload", ("slo-feedback",), windows=12).replace("/arena?", "/episode?")
+    page.goto(f"{server.page}{path}&policy=0")
+    page.locator("figure[data-chart]").first.wait_for()
+
+
+def workloads_empty(page, server):
+    page.goto(f"{server.page}/workloads")
+    page.locator("#workload-a").wait_for()
+
+
+def workloads_two(page, server):
+    page.goto(f"{server.page}/workloads?a=azure-conversation&b=azure-code")
+    expect(page.locator("#figures")).to_contain_text("azure-code")
+
+
+def leaderboard(page, server):
+    page.goto(f"{server.page}/leaderboard")
+    page.locator("#board").wait_for()
+
+
+def no_runtime(page, server):
+    page.goto(f"{server.page}/runtime")
+    page.locator("main h1").wait_for()
+
+
+STATES = [
+    arena_empty, arena_done, arena_of_knobs, arena_table, episode_crashed, episode_of_knobs, workloads_empty, workloads_two, leaderboard, no_runtime,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
+def test_it_looks_right(env_server, viewer, state):
+    page = viewer.context.new_page()
+    state(page, env_server)
+    found = look(page, state.__name__.replace("_", "-"))
+    assert not found, "\n".join(found)
+
+
+def test_the_runtime_looks_right(serve_server, viewer):
+    page = viewer.open(f"{serve_server.page}/runtime")
+    page.locator("#tiles").wait_for()
+    found = look(page, "runtime")
+    assert not found, "\n".join(found)
