@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from inferencegym.envs.catalogue import task, task_names
 from inferencegym.envs.serve_task import ServeTask
 from inferencegym.envs.splits import scenario
-from inferencegym.ground.errors import ConfigError, InferenceGymError, InputError, UnknownNameError
+from inferencegym.ground.errors import ConfigError, InferenceGymError, InputError
 from inferencegym.web.traffic import figures
 from inferencegym.web.workloads import Asked
 from inferencegym.workload.catalogue import ORIGINALS
@@ -155,7 +155,9 @@ def described(asked: Asked) -> bytes:
     makers: dict[str, Callable[[Asked, str], dict[str, Any]]] = {"fit": _fit, "task": _task, "trace": _trace}
     listed = {one["id"]: one for one in listing()}
     if asked.name not in listed or kind not in makers:
-        raise UnknownNameError("workload", asked.name, [one["id"] for one in listed.values() if one["available"]])
+        raise ConfigError(
+            "workload", f"there is none called '{asked.name[:80]}' here", allowed="an id that /api/workloads lists"
+        )
     one = listed[asked.name]
     if not one["available"]:
         raise ConfigError("workload", f"{name} {one['why_not']}")
