@@ -137,8 +137,8 @@ def record(
     `scenario`: index within the split; `seed`: of the actor's chance, default the scenario; `name`: of the actor in the record.
     """
     playing = Playing(task, actor, split=split, scenario=scenario, seed=seed, name=name)
-    while not playing.over:
-        playing.step()
+    while not playing.step():
+        pass
     return playing.episode()
 
 
@@ -163,8 +163,8 @@ class Playing:
         self._observations = np.zeros((task.steps + 1, batch.observations.shape[1]), np.float32)
         self._observations[0] = batch.observations[0]
 
-    def step(self) -> None:
-        """One action, and what follows."""
+    def step(self) -> bool:
+        """One action, and what follows; whether the episode is over now."""
         batch, t = self.batch, self.steps
         action = (
             self._planner(batch)
@@ -177,6 +177,7 @@ class Playing:
         self.steps = t = t + 1
         self._observations[t] = batch.observations[0]
         self.over = bool(batch.terminated[0] or batch.truncated[0])
+        return self.over
 
     def episode(self) -> Episode:
         """The record, once it is over."""

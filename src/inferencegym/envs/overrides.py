@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from inferencegym.envs.batch import Task
 from inferencegym.envs.pagedkv import PagedTask
 from inferencegym.envs.serve_task import ServeFile, ServeTask
 from inferencegym.ground.errors import ConfigError
@@ -68,8 +67,8 @@ class Override:
         return int(number) if whole else number
 
 
-def overridable(task: Task) -> tuple[Override, ...]:
-    """What of a task may be another, with the task's own value as default."""
+def overridable(task: Any) -> tuple[Override, ...]:
+    """What of a task (`envs.batch.Task`) may be another, with the task's own value as default."""
     if isinstance(task, PagedTask):
         rules = task.rules
         # So large a block that the link moves none in a tick would never arrive.
@@ -94,7 +93,7 @@ def overridable(task: Task) -> tuple[Override, ...]:
     return ()
 
 
-def chosen(task: Task, given: Mapping[str, Any]) -> dict[str, int | float | str]:
+def chosen(task: Any, given: Mapping[str, Any]) -> dict[str, int | float | str]:
     """What differs from the task, checked, in the order of `overridable`; what equals the task's own value is left out."""
     known = {one.name: one for one in overridable(task)}
     for name in given:
@@ -104,7 +103,7 @@ def chosen(task: Task, given: Mapping[str, Any]) -> dict[str, int | float | str]
     return {name: value for name, value in values.items() if value != known[name].default}
 
 
-def overridden(task: Task, given: Mapping[str, Any]) -> Task:
+def overridden(task: Any, given: Mapping[str, Any]) -> Any:
     """The task with what is given in the place of its own; itself where nothing differs. ConfigError names the field that does not fit."""
     values = chosen(task, given)
     if not values:

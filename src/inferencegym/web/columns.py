@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 from inferencegym.decision import knobs, paging
-from inferencegym.envs.batch import Task
 from inferencegym.envs.episode import Playing
 from inferencegym.envs.pagedkv import PagedTask
 from inferencegym.envs.serve_task import ServeTask
@@ -77,7 +76,7 @@ _CODES = {
 }  # fmt: skip
 
 
-def columns(task: Task) -> list[Column]:
+def columns(task: Any) -> list[Column]:
     """The columns of a task's samples, in the order of a row."""
     if isinstance(task, PagedTask):
         each = task.rules.decisions_per_tick
@@ -100,7 +99,7 @@ def columns(task: Task) -> list[Column]:
 class Rows:
     """Takes the rows of one episode, sample after sample."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Any) -> None:
         self._each = task.rules.decisions_per_tick if isinstance(task, PagedTask) else 0
         self._names = tuple(_PAGING if self._each else _KNOBS)
         self._earned = 0.0

@@ -14,7 +14,6 @@ import numpy as np
 
 from inferencegym.envs import catalogue as tasks
 from inferencegym.envs.actors import BEST_STATIC, LEARNED, PLANNERS, actor, actor_names
-from inferencegym.envs.batch import Task
 from inferencegym.envs.episode import Playing
 from inferencegym.envs.overrides import overridable
 from inferencegym.envs.pagedkv import PagedTask
@@ -42,7 +41,7 @@ def prepared(spec: Spec) -> Prepared:
     )  # fmt: skip
 
 
-def _sampling(task: Task) -> tuple[int, float | None, str]:
+def _sampling(task: Any) -> tuple[int, float | None, str]:
     """Decisions of a sample, its seconds, and what it is called."""
     if isinstance(task, PagedTask):
         return task.rules.decisions_per_tick, task.hardware.tick_s if task.hardware else None, "tick"
@@ -73,7 +72,7 @@ def catalogue() -> bytes:
     })  # fmt: skip
 
 
-def _described(task: Task) -> dict[str, Any]:
+def _described(task: Any) -> dict[str, Any]:
     each, sample_s, name = _sampling(task)
     why_not = None
     if isinstance(task, ServeTask) and task.file.traffic.source == "trace":
@@ -103,7 +102,7 @@ def _described(task: Task) -> dict[str, Any]:
 class Player:
     """One policy of a run, from its first decision to its end."""
 
-    def __init__(self, spec: Spec, policy: str, task: Task) -> None:
+    def __init__(self, spec: Spec, policy: str, task: Any) -> None:
         # Policies are made for the task as it ships: that is what was trained, searched and is compared.
         made = actor(policy, tasks.task(spec.task))
         self.playing = Playing(task, made, split=spec.split, scenario=spec.seed, name=policy)
@@ -126,8 +125,7 @@ class Player:
         while not playing.over:
             first = playing.steps
             for _ in range(self._each):
-                playing.step()
-                if playing.over:
+                if playing.step():
                     break
             self._held.extend(self._rows.row(playing, first))
             self.samples += 1

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any
 
 from inferencegym.ground.errors import ConfigError, InferenceGymError
 from inferencegym.web import frames, worker
@@ -67,16 +67,6 @@ class Part:
     message: str = ""
     actions: bytearray = field(default_factory=bytearray)
     """Dense actions so far, as `Playing.actions` holds them."""
-
-
-class Played(NamedTuple):
-    """What a policy has done in a run so far."""
-
-    spec: Spec
-    actions: bytes
-    """Dense: int64[t] (paging) or float64[t, 6] (knobs)."""
-    results: list[dict[str, Any] | None]
-    """Of each policy of the run; None before its end."""
 
 
 class Run:
@@ -153,12 +143,12 @@ class RunTable:
         """Its place in the line, from 1; 0 if it is not waiting."""
         return self._line.index(run) + 1 if run in self._line else 0
 
-    def played(self, run_id: str, policy: int) -> Played:
-        """What a policy of a run has done so far."""
+    def actions(self, run_id: str, policy: int) -> tuple[Spec, bytes]:
+        """The complete spec, and the dense actions that a policy has taken so far: int64[t] (paging) or float64[t, 6] (knobs), as bytes."""
         run = self.find(run_id)
         if not 0 <= policy < len(run.parts):
             raise UnknownRunError(f"This run has the policies 0 to {len(run.parts) - 1}; there is no {policy}")
-        return Played(run.spec, bytes(run.parts[policy].actions), [part.result for part in run.parts])
+        return run.spec, bytes(run.parts[policy].actions)
 
     @contextmanager
     def watched(self, run: Run) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -56,16 +57,16 @@ class _Work:
             self._end("failed", _said(error))
             return
         for i, name in enumerate(self._spec.policies):
-            self._guarded(i, lambda i=i, name=name: self._begin(i, name, task))
+            self._guarded(i, partial(self._begin, i, name, task))
         under_way = dict(self._players)
         while under_way:
             at = min(under_way, key=lambda i: (under_way[i].samples, i))
             player = under_way[at]
-            if not self._guarded(at, lambda player=player: player.advance(_TURN_S)):
+            if not self._guarded(at, partial(player.advance, _TURN_S)):
                 del under_way[at]
             elif player.over:
                 del under_way[at]
-                self._guarded(at, lambda at=at, player=player: self._finish(at, player))
+                self._guarded(at, partial(self._finish, at, player))
             elif time.monotonic() - self._sent_s >= _GATHER_S:
                 self._send()
             self._rest()

@@ -1,0 +1,16 @@
+"""The sections that every server's dashboard has; `inferencegym serve` adds the one on its own traffic."""
+
+from __future__ import annotations
+
+from inferencegym.web.app import Section
+from inferencegym.web.arena import ArenaSection
+from inferencegym.web.desk import Desk
+from inferencegym.web.leaderboard import LeaderboardSection
+from inferencegym.web.runs import Limits
+from inferencegym.web.workloads import WorkloadsSection
+
+
+def sections(limits: Limits | None = None) -> list[Section]:
+    """Arena (with Episode), Workloads and Leaderboard, at one desk, which the first of them closes. `limits`: what the server spends on runs."""
+    desk = Desk()
+    return [ArenaSection(desk, limits), WorkloadsSection(desk), LeaderboardSection()]
