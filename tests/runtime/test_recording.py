@@ -18,7 +18,7 @@ from inferencegym.cli.gateway import make_app
 from inferencegym.ground.errors import ConfigError
 from inferencegym.metrics.record import COLUMNS, Records
 from inferencegym.runtime.recorder import Recorder
-from inferencegym.runtime.settings import BackendSettings, RecorderSettings, ServiceClass, Settings
+from inferencegym.runtime.settings import BackendSettings, RecorderSettings, ServerSettings, ServiceClass, Settings
 from inferencegym.runtime.siblings import Worker
 from inferencegym.workload import read
 from tests.runtime.asks import ask
@@ -83,13 +83,14 @@ def test_live_traffic_is_recorded_described_and_simulated(start, tmp_path):
 
 def test_each_worker_has_a_folder_of_its_own(tmp_path):
     settings = Settings(
+        server=ServerSettings(dashboard=False),
         backends=(BackendSettings(kind="openai", url="http://127.0.0.1:9"),),
         recorder=RecorderSettings(folder=str(tmp_path / "r"), rotate_s=7.0),
     )
     app = make_app(settings, Worker(3, tmp_path))
     assert [file.name for file in (tmp_path / "r").iterdir()] == ["worker-3"]
     assert len(app.gateway.companions) == 2
-    plain = make_app(Settings(backends=settings.backends))
+    plain = make_app(Settings(server=settings.server, backends=settings.backends))
     assert plain.gateway.companions == []
 
 

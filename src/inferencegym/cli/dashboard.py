@@ -21,15 +21,22 @@ def where(wanted: bool, url: str) -> str:
     """The start-up line's words on the dashboard."""
     if not wanted:
         return ""
-    if find_spec(_EXTRA) is None:
+    if not available():
         return f"; no dashboard: {_missing()}"
     return f", dashboard on {url}{PREFIX}"
 
 
-def preparing(feed: Feed, keyring: Keyring, *, several: bool) -> Prepare:
-    """What imports the dashboard and makes it. `several`: this is one of several workers, so a viewer's next request may be another's."""
+def available() -> bool:
+    """Whether the extra is installed; imports nothing of it."""
+    return find_spec(_EXTRA) is not None
+
+
+def preparing(feed: Feed | None, keyring: Keyring, *, several: bool) -> Prepare:
+    """What imports the dashboard and makes it. `feed`: None where the extra is missing; `several`: this is one of several workers, so a viewer's next request may be another's."""
 
     def prepare() -> Callable[[], Guest]:
+        if feed is None:
+            raise _missing()
         try:
             from starlette.exceptions import HTTPException
 

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from inferencegym.cli.dashboard import PREFIX, preparing
+from inferencegym.cli.dashboard import PREFIX, available, preparing
 from inferencegym.cli.tracing import make_traces
 from inferencegym.runtime.app import App
 from inferencegym.runtime.backends.make import make_pool
@@ -55,8 +55,9 @@ def make_app(settings: Settings, worker: Worker | None = None) -> App:
         gateway.companions.append(traces)
     mounts = []
     if settings.server.dashboard:
-        feed = Feed(gateway, live, plant, steering, gpu=gpu, worker=worker)
-        gateway.companions.append(feed)
+        if available():
+            feed = Feed(gateway, live, plant, steering, gpu=gpu, worker=worker)
+            gateway.companions.append(feed)
         mounts.append(Mount(PREFIX, preparing(feed, keyring, several=worker is not None)))
     return App(gateway, Pages(gateway, live, exporter, plant, steering).table(), keyring, log, traces, mounts)
 
