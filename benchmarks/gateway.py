@@ -27,10 +27,13 @@ import uvloop
 
 from inferencegym.runtime.housekeeping import MOST_BETWEEN_S
 from inferencegym.runtime.settings import BackendSettings, QueueSettings, ServerSettings, Settings
+from inferencegym.testing.servers import free_port, until, until_healthy
 
 TOKENS = 16
 STREAMS, STREAM_TOKENS, PACE_S = 64, 128, 0.010
 WAITERS = 10_000
+#: How long a server may take to start, and so many to come or to go.
+START_S, CROWD_S = 60.0, 120.0
 MODEL = "llama-3.1-8b"
 PROMPT = "x" * 200
 
@@ -292,24 +295,12 @@ def process(core: int, *arguments: str) -> Iterator[subprocess.Popen]:
 @contextmanager
 def server(role: str, upstream: int = 0, log: str = "info") -> Iterator[tuple[int, int]]:
     """A server of some role: its process and its port."""
-    import socket
-    import urllib.error
-    import urllib.request
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # The gateway's log goes to a file, as it would: lines are part of the cost.
     with process(
         1 if role == "upstream" else 0, "--role", role, "--port", str(port), "--upstream", str(upstream), "--log", log
     ) as started:
-        for _ in range(600):
-            assert started.poll() is None, f"{role} ended with {started.returncode}"
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
-                    break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.1)
+        until_healthy(started, f"http://127.0.0.1:{port}", START_S, path="/readyz")
         yield started.pid, port
 
 
@@ -463,13 +454,11 @@ def cancel() -> dict[str, float]:
         for _ in range(3):
             with process(1, "--role", "leaver", "--port", str(port), "--connections", str(WAITERS)) as client:
                 assert client.stdout.readline() == "waiting\n"
-                while under_way() < WAITERS:
-                    time.sleep(0.2)
+                until(lambda: under_way() >= WAITERS, "all wait", CROWD_S, poll_s=0.2)
                 before = exact_cpu_s(pid)
                 client.stdin.write("go\n")
                 client.stdin.flush()
-                while under_way():
-                    time.sleep(0.05)
+                until(lambda: under_way() == 0, "all have left", CROWD_S, poll_s=0.05)
                 costs.append((exact_cpu_s(pid) - before) / WAITERS * 1e6)
                 client.stdout.readline()
             time.sleep(MOST_BETWEEN_S + 2.0)  # the housekeeper has looked by then

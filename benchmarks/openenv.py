@@ -14,13 +14,10 @@ import asyncio
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +30,7 @@ import inferencegym
 from inferencegym.envs import catalogue
 from inferencegym.envs.splits import scenario
 from inferencegym.ground.errors import InferenceGymError
+from inferencegym.testing.servers import NotReadyError, free_port, until_healthy
 
 TARGETS = {
     "paging_step_over_floor": 1.5,
@@ -94,25 +92,16 @@ class Server:
     """A server process: its port, and the CPU it has used."""
 
     def __init__(self, *command: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         started = time.perf_counter()
         # -P: this file is called like the package it measures.
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-W", "ignore", *command, "--port", str(self.port)], stdout=subprocess.DEVNULL
         )
-        while time.perf_counter() - started < LONGEST_START_S:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
-                    assert answer.status == 200
-                    break
-            except (urllib.error.URLError, ConnectionError):
-                if self.process.poll() is not None:
-                    raise SystemExit(f"the server {command} ended with {self.process.returncode}") from None
-                time.sleep(0.02)
-        else:
-            raise SystemExit(f"the server {command} did not answer within {LONGEST_START_S} s")
+        try:
+            until_healthy(self.process, f"http://127.0.0.1:{self.port}", LONGEST_START_S, poll_s=0.02)
+        except NotReadyError as error:
+            raise SystemExit(f"{command}: {error}") from error
         self.ready_s = time.perf_counter() - started
 
     @property

@@ -14,9 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,8 +23,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from inferencegym.testing.servers import NotReadyError, free_port, until_healthy  # noqa: E402
 from tests.openenv.llama import ENGINE, GGUF, engine_files  # noqa: E402
-from tests.starting import free_port  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 KEY = "sk-conformance-0123456789"
@@ -94,16 +91,6 @@ def servers(folder: Path, port: int, upstream: int, peers: Path | None) -> dict[
     return found
 
 
-def answers(url: str, path: str, key: str) -> bool:
-    """Whether a page is there."""
-    try:
-        asked = urllib.request.Request(url + path, headers={"authorization": f"Bearer {key}"})
-        with urllib.request.urlopen(asked, timeout=5) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
 @contextmanager
 def running(command: list[str], log: Path):
     """A server in a session of its own."""
@@ -141,11 +128,10 @@ def one(asked: Server, port: int, upstream: int, log: Path) -> dict:
         if asked.behind:
             suite += ["--upstream", str(upstream)]
         else:
-            end = time.monotonic() + 180
-            while not answers(url, "/health", asked.key):
-                assert server.poll() is None, f"{command[0]} ended with {server.returncode}: {log.read_text()[-500:]}"
-                assert time.monotonic() < end, f"{command[0]} did not start"
-                time.sleep(0.2)
+            try:
+                until_healthy(server, url, 180, headers={"authorization": f"Bearer {asked.key}"})
+            except NotReadyError as error:
+                raise SystemExit(f"{command[0]}: {error}: {log.read_text()[-500:]}") from error
         done = subprocess.run(
             suite, capture_output=True, text=True, env=os.environ | {"OPENAI_API_KEY": asked.key}, check=False
         )

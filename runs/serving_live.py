@@ -23,11 +23,11 @@ import numpy as np
 from inferencegym.bench.client import Target
 from inferencegym.bench.load import LoadResult, Plan, run, synthetic
 from inferencegym.metrics.record import Outcome
+from inferencegym.testing.servers import free_port, until_healthy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.openenv.llama import ENGINE, GGUF, engine_files
-from tests.starting import free_port, until_healthy
 
 SLO_S = 1.0
 SEATS, PROMPT, ANSWER = 8, 200, 64
