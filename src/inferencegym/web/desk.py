@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from inferencegym.ground.errors import InferenceGymError
+from inferencegym.learn.processes import end_with_parent
 
 _T = TypeVar("_T")
 #: What a process of ours yields to whoever serves: steps of Unix niceness.
@@ -73,6 +74,7 @@ def context() -> multiprocessing.context.ForkServerContext:
 
 
 def begin() -> None:
-    """What every process of ours does first: step back, and leave Ctrl-C to the parent, who tells it when to end."""
+    """What every process of ours does first: step back, leave Ctrl-C to the server, who tells it when to end, and end with the server whatever happens."""
+    end_with_parent()
     os.nice(NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -26,9 +26,10 @@ def serve(
 
 
 class _Telling(uvicorn.Server):
-    """Says once that the port is open."""
+    """Says once that the port is open, and that the end has begun."""
 
     ready: Callable[[], None] | None = None
+    ending: Callable[[], None] | None = None
 
     async def startup(self, sockets: list[object] | None = None) -> None:
         """Begin to listen, then say so."""
@@ -36,9 +37,21 @@ class _Telling(uvicorn.Server):
         if self.started and not self.should_exit and self.ready is not None:
             self.ready()
 
+    async def shutdown(self, sockets: list[object] | None = None) -> None:
+        """Say that the end has begun, while answers are still being sent, then end."""
+        if self.ending is not None:
+            self.ending()
+        await super().shutdown(sockets=sockets)
 
-def run(app: FastAPI, host: str, port: int, ready: Callable[[str], None] | None = None) -> None:
-    """Serve an application until SIGTERM or Ctrl-C."""
+
+def run(
+    app: FastAPI,
+    host: str,
+    port: int,
+    ready: Callable[[str], None] | None = None,
+    ending: Callable[[], None] | None = None,
+) -> None:
+    """Serve an application until SIGTERM or Ctrl-C. `ending`: called first then, so that answers without an end can be given one."""
     # Open sockets get a few seconds, then the server ends. To compress a frame of a kilobyte costs more than the step.
     server = _Telling(
         uvicorn.Config(
@@ -48,6 +61,7 @@ def run(app: FastAPI, host: str, port: int, ready: Callable[[str], None] | None 
     if ready is not None:
         shown = f"[{host}]" if ":" in host else host
         server.ready = lambda: ready(f"http://{shown}:{port}")
+    server.ending = ending
     try:
         server.run()
     except KeyboardInterrupt:
