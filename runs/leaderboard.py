@@ -207,14 +207,14 @@ def block(found: dict[str, list[Entry]]) -> str:
 
 
 def packaged(found: dict[str, list[Entry]]) -> str:
-    """The same for programs, as JSON: grades are not x 100 here. An entry that is not ranked has no place."""
+    """The same for programs, as JSON: grades as they are, and x 100 as the tables show them. An entry that is not ranked has no place."""
     tasks = []
     for name, rows in found.items():
         of = task(name)
         told = [
             {
                 "place": place if len(one.claim.values) >= RANKED else None, "name": one.name, "mean": one.claim.mean_grade, "low": one.claim.low,
-                "high": one.claim.high, "scenarios": len(one.claim.values), "plays": one.plays, "kind": _kind(one), "authors": one.authors,
+                "high": one.claim.high, "x100": _rounded(one), "scenarios": len(one.claim.values), "plays": one.plays, "kind": _kind(one), "authors": one.authors,
                 "training": one.training, "sha256": one.sha256, "link": one.link, "digest": one.digest, "file": f"leaderboard/{name}/{one.name}/{leaderboard.FILE}",
             }
             for place, one in enumerate(rows, 1)
@@ -235,10 +235,14 @@ def put(file: Path, text: str) -> bool:
 
 
 def _figure(one: Entry) -> str:
-    claim = one.claim
-    # Adding 0 takes the sign off a zero.
-    mean, low, high = (round(100 * x, 1) + 0.0 for x in (claim.mean_grade, claim.low, claim.high))
+    mean, low, high = _rounded(one)
     return f"{mean:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _rounded(one: Entry) -> list[float]:
+    """Mean, low and high x 100, as every table shows them."""
+    # Adding 0 takes the sign off a zero.
+    return [round(100 * x, 1) + 0.0 for x in (one.claim.mean_grade, one.claim.low, one.claim.high)]
 
 
 def _kind(one: Entry) -> str:

@@ -54,22 +54,22 @@ class Read:
 
 
 def listing() -> list[dict[str, Any]]:
-    """Every workload that can be described here, and those that cannot, with the reason."""
-    return [*_fits(), *_tasks(), *_traces(), *_originals()]
+    """Every workload that can be described here, and those that cannot, with the reason. An `id` is the name, or KIND:NAME where the name is taken."""
+    found = [*_fits(), *_tasks(), *_traces(), *_originals()]
+    taken: set[str] = set()
+    for one in found:
+        one["id"] = _full(one) if one["name"] in taken else one["name"]
+        taken.add(one["name"])
+    return found
+
+
+def _full(one: dict[str, Any]) -> str:
+    return f"{one['kind']}:{one['name']}"
 
 
 def _one(kind: str, name: str, **more: Any) -> dict[str, Any]:
-    plain = {
-        "about": "",
-        "source": "",
-        "licence": "",
-        "rate_rps": None,
-        "requests": None,
-        "bytes": None,
-        "available": True,
-        "why_not": None,
-    }
-    return {"id": f"{kind}:{name}", "kind": kind, "name": name, "takes": []} | plain | more
+    plain = {"about": "", "source": "", "licence": "", "rate_rps": None, "requests": None, "bytes": None}
+    return {"id": "", "kind": kind, "name": name, "takes": [], "available": True, "why_not": None} | plain | more
 
 
 def _fits() -> list[dict[str, Any]]:
@@ -151,14 +151,13 @@ def _pools(path: Path) -> list[str]:
 
 def described(asked: Asked) -> bytes:
     """The answer of `/api/workloads/{name}` as JSON; the last few are kept, by what was asked and the file's own state."""
-    kind, _, name = asked.name.partition(":")
     makers: dict[str, Callable[[Asked, str], dict[str, Any]]] = {"fit": _fit, "task": _task, "trace": _trace}
-    listed = {one["id"]: one for one in listing()}
-    if asked.name not in listed or kind not in makers:
+    one = next((one for one in listing() if asked.name in (one["id"], _full(one))), None)
+    if one is None:
         raise ConfigError(
-            "workload", f"there is none called '{asked.name[:80]}' here", allowed="an id that /api/workloads lists"
+            "workload", f"there is none called '{asked.name[:80]}' here", allowed="a name that /api/workloads lists"
         )
-    one = listed[asked.name]
+    kind, name = one["kind"], one["name"]
     if not one["available"]:
         raise ConfigError("workload", f"{name} {one['why_not']}")
     key = (asked, _state(name))
@@ -166,7 +165,7 @@ def described(asked: Asked) -> bytes:
         _answers.move_to_end(key)
         return _answers[key]
     unused = [field for field in ("seed", "duration_s", "rate_rps", "split") if getattr(asked, field) is not None and field not in one["takes"]]  # fmt: skip
-    found: bytes = msgspec.json.encode({"id": asked.name, "kind": kind, "name": name, "about": one["about"], "takes": one["takes"], "unused": unused, "asked": msgspec.structs.asdict(asked)} | makers[kind](asked, name))  # fmt: skip
+    found: bytes = msgspec.json.encode({"id": one["id"], "kind": kind, "name": name, "about": one["about"], "takes": one["takes"], "unused": unused, "asked": msgspec.structs.asdict(asked)} | makers[kind](asked, name))  # fmt: skip
     _answers[key] = found
     while len(_answers) > _CACHED_ANSWERS or sum(map(len, _answers.values())) > _CACHED_BYTES:
         _answers.popitem(last=False)

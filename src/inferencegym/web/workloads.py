@@ -26,7 +26,7 @@ class Asked(Struct, frozen=True):
     """Which workload, and how much of it. What is unset is the workload's own."""
 
     name: str
-    """KIND:NAME: fit:azure-conversation, trace:azure_conv_2023, task:bursty_workload."""
+    """As the list has it: azure-conversation, azure_conv_2023, bursty_workload; or KIND:NAME, e.g. task:azure_code."""
     seed: int | None = None
     """Of what is drawn; of a task the scenario's number."""
     duration_s: float | None = None

@@ -104,7 +104,7 @@ class Page {
   }
 
   row(task, one, x) {
-    const [mean, low, high] = [one.mean, one.low, one.high].map(figure);
+    const [mean, low, high] = one.x100.map(figure);
     const first = one.place === 1;
     return h("tr", { "data-policy": one.name, class: first ? "first" : null },
       h("td", { class: "n" }, one.place ?? h("span", { title: "not ranked: too few scenarios" }, "–", h("span", { class: "sr" }, "not ranked"))),
@@ -144,9 +144,9 @@ class Page {
   }
 }
 
+/** A grade × 100, which the server has rounded as the tables of the docs have it. */
 function figure(grade) {
-  // Adding 0 takes the sign off a zero; toFixed as in the tables of the docs.
-  return (Math.round(1000 * grade) / 10 + 0).toFixed(1).replace("-", "−");
+  return grade.toFixed(1).replace("-", "−");
 }
 
 function link(one) {

@@ -7,7 +7,7 @@ import { compared, shares } from "./workloads_table.js";
 
 const KINDS = { fit: "Drawn from shipped fits", task: "Traffic of tasks", trace: "Real traces here" };
 const KIND = { fit: "fit", task: "task", trace: "trace" };
-const FIRST = "fit:azure-conversation";
+const FIRST = "azure-conversation";
 const SETTINGS = [
   { name: "seed", label: "Seed", hint: "of what is drawn; a task's scenario", min: 0, step: 1, shown: "0" },
   { name: "duration_s", label: "Duration (s)", hint: "to draw, or from a trace's start", min: 0, step: "any", shown: "own" },
@@ -37,6 +37,10 @@ class Page {
   async begin() {
     this.known = (await get("workloads")).workloads;
     if (!this.params.get("a") && !this.params.get("b")) this.params.set("a", FIRST);
+    for (const which of ["a", "b"]) {
+      const meant = this.known.find((one) => `${one.kind}:${one.name}` === this.params.get(which));
+      if (meant) this.params.set(which, meant.id);
+    }
     this.chosen = { a: this.select("a"), b: this.select("b") };
     this.fields = Object.fromEntries(SETTINGS.map((one) => [one.name, this.field(one)]));
     this.split = h("select", { id: "workload-split", onchange: () => this.change() },
@@ -121,7 +125,7 @@ class Page {
       error.textContent = "";
     }
     const ids = ["a", "b"].map((which) => this.params.get(which));
-    this.ctx.title(ids.filter(Boolean).map((id) => id.split(":")[1]).join(" and "));
+    this.ctx.title(ids.filter(Boolean).join(" and "));
     if (!ids.some(Boolean)) {
       this.clear();
       fill(this.figures, h("div", { class: "empty" }, h("h2", null, "No workload chosen"), h("p", null, "Choose one above: a shipped fit needs nothing else on this machine.")));
@@ -162,7 +166,7 @@ class Page {
   card(one, slot, id) {
     const head = (name, more) => h("h2", null, h("span", { class: `swatch slot-${slot}` }), ` ${name} `, more);
     if (one instanceof Error) {
-      return h("article", { class: "card", "data-workload": id }, head(id.split(":").slice(1).join(":") || id), h("p", { class: "bad" }, h("strong", null, "Error: "), one.message),
+      return h("article", { class: "card", "data-workload": id }, head(id), h("p", { class: "bad" }, h("strong", null, "Error: "), one.message),
         h("button", { type: "button", onclick: () => this.show() }, "Try again"));
     }
     const { described } = one;
