@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 #: Of a chart, in the SVG's own units: near to pixels where three charts stand side by side.
 WIDTH, HEIGHT = 460, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 10, 44
+LEFT, RIGHT, TOP, BOTTOM = 72, 14, 10, 44
 
 
 @dataclass(frozen=True, slots=True)
