@@ -24,7 +24,8 @@ const groups = new Map();
  *     fill?: true to shade down to the axis, stepped?}]
  *   yMin, yMax: fixed ends; log: logarithmic y; stepped: all series as steps; height: px (160); xMin, xMax: fixed ends of x
  *   sync: name of a group; levels: [{label, value}] horizontal lines; bands: [{upper: series, lower: series}] shaded between two series, or
- *     [{from, to, label}] stretches of x; axisLabels: {number: text} instead of numbers on y; legend: "toggle" (default) | "values" | "none"
+ *     [{from, to, label}] stretches of x; dodge: true draws series a little above one another where they have the same value;
+ *   axisLabels: {number: text} instead of numbers on y; legend: "toggle" (default) | "values" | "none"
  */
 export function createChart(parent, options) {
   return new Chart(parent, options);
@@ -57,10 +58,10 @@ class Chart {
     this.values = [];
     this.swatches = [];
     this.keys = h("ul", { class: "keys", hidden: legend === "none" }, this.options.series.map((one, i) => {
-      const swatch = h("span", { class: "swatch" });
+      const swatch = h("span", { class: one.mark ? "order" : "swatch", "aria-hidden": "true" }, one.mark);
       swatch.style.setProperty("background", `var(--${one.colour ?? `series-${one.slot % 8}`})`);
       this.values[i] = h("span", { class: "value" });
-      const inside = [swatch, h("span", null, one.label), this.values[i]];
+      const inside = [swatch, h("span", { class: "name", title: one.label }, one.label), this.values[i]];
       if (legend !== "toggle" || this.options.series.length < 2) return h("li", null, inside);
       return h("li", null, h("button", { type: "button", "aria-pressed": "true", title: "Show or hide", onclick: () => this.setSeriesVisible(i, !this.on[i]) }, inside));
     }));
@@ -148,6 +149,7 @@ class Chart {
     const [x, ys] = this.data;
     this.thinned = thin(x, ys, from, to, Math.max(100, Math.round(width)));
     if (this.options.log) this.thinned = [this.thinned[0], ...this.thinned.slice(1).map((column) => column.map((v) => (v > 0 ? v : null)))];
+    if (this.options.dodge) this.dodge();
     const height = this.options.height;
     if (!this.plot) this.plot = new UPlot(this.uplot(width, height), this.thinned, this.box), this.plot.over.append(this.line), this.bind();
     else {
@@ -160,12 +162,20 @@ class Chart {
       });
       this.plot.redraw(true, true);
     }
-    this.placePlayhead();
     this.tell();
     if (now - this.told > 2000) {
       this.told = now;
       this.box.setAttribute("aria-label", this.summary());
     }
+  }
+
+  /** Lines that would lie on one another, apart. */
+  dodge() {
+    const n = this.options.series.length;
+    this.thinned = [this.thinned[0], ...this.thinned.slice(1).map((column, i) => {
+      const shift = n > 1 ? (0.5 - i / (n - 1)) * 0.5 : 0;
+      return column.map((v) => (v === null ? null : v + shift));
+    })];
   }
 
   yRange() {
@@ -184,7 +194,7 @@ class Chart {
       const codes = Object.keys(axisLabels).map(Number);
       return [Math.min(...codes) - 0.5, Math.max(...codes) + 0.5];
     }
-    if (low > high) [low, high] = log ? [1, 10] : [0, 1];
+    if (low > high || (low === 0 && high === 0)) [low, high] = log ? [1, 10] : [0, 1];
     for (const { value } of levels) {
       if (value > high && (log ? value < high * 100 : value < high * 4)) high = value;
       if (log && value < low) low = value;
@@ -194,6 +204,7 @@ class Chart {
       high = yMax ?? 10 ** Math.ceil(Math.log10(high * 1.0001));
       return [low, high > low ? high : low * 10];
     }
+    if (low > 0 && low === high) [low, high] = [0, 1.5 * high];
     if (low >= 0 && yMin === undefined && low < high * 0.5) low = 0;
     const room = (high - low || Math.abs(high) || 1) * 0.06;
     return [yMin ?? (low === 0 ? 0 : low - room), yMax ?? high + room];
@@ -205,17 +216,17 @@ class Chart {
     const axis = { font: FONT, stroke: () => colour("soft"), grid: { stroke: () => colour("rule"), width: 1 }, ticks: { stroke: () => colour("rule"), width: 1, size: 4 }, labelFont: FONT };
     const steps = UPlot.paths.stepped({ align: 1 });
     return {
-      width, height, padding: [8, 14, 0, 0], legend: { show: false }, pxAlign: false,
+      width, height, padding: [8, 18, 0, 0], legend: { show: false }, pxAlign: false,
       cursor: { y: false, points: { size: 6 }, drag: { x: true, y: false, setScale: false }, focus: { prox: -1 } },
       scales: {
         x: { time: false, auto: false, range: (_, min, max) => (min === null ? [from, to] : [min, max]) },
         y: { auto: false, distr: log ? 3 : 1, range: () => this.yRange() },
       },
       axes: [
-        { ...axis, label: xUnit ? `${xLabel} (${xUnit})` : xLabel, labelSize: xLabel ? 16 : 0, labelGap: 0, size: 24, space: 60, values: (_, splits) => splits.map((v) => (v === null ? "" : number(v))) },
-        { ...axis, size: axisLabels ? 118 : 54, space: 28, label: axisLabels ? undefined : unit && unit !== "1" ? unit : undefined, labelSize: 15, labelGap: 0,
+        { ...axis, label: xUnit ? `${xLabel} (${xUnit})` : xLabel, labelSize: xLabel ? 16 : 0, labelGap: 0, size: 24, space: 60, values: (_, splits) => splits.map((v) => (v === null ? "" : short(v))) },
+        { ...axis, size: axisLabels ? 20 + 6.5 * Math.max(...Object.values(axisLabels).map((text) => text.length)) : 54, space: 28, label: axisLabels ? undefined : unit && unit !== "1" ? unit : undefined, labelSize: 15, labelGap: 0,
           ...(axisLabels ? { splits: () => Object.keys(axisLabels).map(Number), space: 12 } : {}),
-          values: (_, splits) => splits.map((v) => (v === null ? "" : axisLabels ? (axisLabels[v] ?? "") : number(v, 3))) },
+          values: (_, splits) => splits.map((v) => (v === null ? "" : axisLabels ? (axisLabels[v] ?? "") : short(v))) },
       ],
       series: [{}, ...series.map((one, i) => ({
         label: one.label, width: one.width ?? 1.5, show: this.on[i], spanGaps: false, dash: one.dash ? DASHES[one.slot % 8] : undefined,
@@ -225,7 +236,7 @@ class Chart {
       bands: bands.filter((band) => band.upper !== undefined).map((band) => ({ series: [band.upper + 1, band.lower + 1], fill: () => faint(this.ink(band.upper), 0.18) })),
       hooks: {
         drawClear: [(u) => this.drawStretches(u)],
-        draw: [(u) => this.drawLevels(u), (u) => this.drawMarks(u)],
+        draw: [(u) => this.drawLevels(u), (u) => this.drawMarks(u), () => this.placePlayhead()],
         setSelect: [(u) => this.zoomed(u)],
       },
     };
@@ -279,15 +290,10 @@ class Chart {
     });
     const size = 13 * devicePixelRatio;
     const bottom = u.bbox.top + u.bbox.height;
-    ends.sort((a, b) => a.y - b.y);
-    for (let k = 1; k < ends.length; k++) {
-      const near = ends.slice(0, k).filter((one) => Math.abs(one.x - ends[k].x) < size);
-      const above = near.reduce((y, one) => Math.max(y, one.y), -Infinity);
-      if (ends[k].y - above < size) ends[k].y = above + size;
-    }
+    apart(ends, size, bottom);
     for (const end of ends) {
       const x = Math.min(end.x + 3 * devicePixelRatio, u.bbox.left + u.bbox.width + 2 * devicePixelRatio);
-      write(u, end.text, x, Math.min(end.y, bottom) + 4 * devicePixelRatio, colour(end.ink), "left", "bold ");
+      write(u, end.text, x, end.y + 4 * devicePixelRatio, colour(end.ink), "left", "bold ");
     }
   }
 
@@ -338,7 +344,7 @@ class Chart {
     const [from, to] = this.range();
     const off = this.resting === null || this.resting < from || this.resting > to;
     if (this.line.hidden !== off) this.line.hidden = off;
-    if (!off) this.line.style.setProperty("transform", `translateX(${((this.resting - from) / (to - from)) * this.plot.over.clientWidth}px)`);
+    if (!off) this.line.style.setProperty("transform", `translateX(${((this.resting - from) / (to - from)) * (this.plot.bbox.width / devicePixelRatio)}px)`);
   }
 
   /** Values in the legend: where the pointer is, else at the playhead, else the last. */
@@ -373,6 +379,7 @@ class Chart {
         if (v < low) low = v;
         if (v > high) high = v;
       }
+      if (this.options.axisLabels) return `${one.label}: last ${this.text(this.data[1][i].at(-1))}`;
       return `${one.label}: ${this.text(low)} to ${this.text(high)}, last ${this.text(column[column.length - 1])}`;
     });
     const [x] = this.data;
@@ -407,4 +414,22 @@ function write(u, text, x, y, ink, align, weight = "") {
   ctx.fillStyle = ink;
   ctx.fillText(text, x, y);
   ctx.restore();
+}
+
+/** Move signs that stand in the same place down until each can be read, and up again from the bottom. */
+function apart(ends, size, bottom) {
+  ends.sort((a, b) => a.y - b.y);
+  const near = (a, b) => Math.abs(a.x - b.x) < size;
+  for (let k = 1; k < ends.length; k++) {
+    for (let j = 0; j < k; j++) if (near(ends[j], ends[k])) ends[k].y = Math.max(ends[k].y, ends[j].y + size);
+  }
+  for (let k = ends.length - 1; k >= 0; k--) {
+    ends[k].y = Math.min(ends[k].y, bottom);
+    for (let j = k + 1; j < ends.length; j++) if (near(ends[j], ends[k])) ends[k].y = Math.min(ends[k].y, ends[j].y - size);
+  }
+}
+
+/** A number at an axis: short. */
+function short(v) {
+  return Math.abs(v) >= 1e4 && Math.abs(v) < 1e6 ? `${number(v / 1e3)}k` : number(v);
 }

@@ -9,7 +9,8 @@ const BOTTOM = 18;
 
 /**
  * @param {HTMLElement} parent
- * @param {object} options title, codes: {number: name}, slot, mark, xLabel. x is the number of the sample.
+ * @param {object} options title, codes: {number: name}, slot, xLabel. x is the number of the sample. Its data are columns: the first,
+ *   second, ... decision of each sample.
  */
 export function createStrip(parent, options) {
   return new Strip(parent, options);
@@ -20,7 +21,7 @@ class Strip {
     this.options = options;
     this.codes = Object.keys(options.codes).map(Number).sort((a, b) => a - b);
     this.rows = new Map(this.codes.map((code, row) => [code, row]));
-    this.data = new Float32Array(0);
+    this.data = [];
     this.range = [0, 1];
     this.resting = null;
     this.pickers = new Set();
@@ -28,10 +29,10 @@ class Strip {
     this.canvas = h("canvas");
     this.now = h("span", { class: "value" });
     this.line = h("div", { class: "playhead", hidden: true });
-    this.box = h("div", { class: "plot", role: "img", "aria-label": `${options.title}: nothing yet` }, this.canvas, this.line);
+    this.box = h("div", { class: "plot", role: "img", "aria-label": `Actions of ${options.title}: none yet` }, this.canvas, this.line);
     this.box.style.setProperty("height", `${this.height}px`);
-    this.table = h("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": `${options.title}, as a table`, hidden: true });
-    this.button = h("button", { type: "button", class: "plain small end", "aria-expanded": "false", "aria-label": `Table of ${options.title}`, onclick: () => this.toggleTable() }, "table");
+    this.table = h("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": `Actions of ${options.title}, as a table`, hidden: true });
+    this.button = h("button", { type: "button", class: "plain small end", "aria-expanded": "false", "aria-label": `Table of the actions of ${options.title}`, onclick: () => this.toggleTable() }, "table");
     this.element = h("figure", { class: "chart strip", "data-chart": options.title },
       h("figcaption", null, h("span", { class: `swatch slot-${options.slot % 8}` }), h("strong", null, options.title), this.button),
       h("ul", { class: "keys" }, h("li", null, "at the playhead: ", this.now)), this.box, this.table);
@@ -88,13 +89,15 @@ class Strip {
     const cells = Math.max(1, Math.min(Math.floor(inner / 2), Math.round(to - from) + 1));
     const counts = new Uint32Array(cells * this.codes.length);
     const totals = new Uint32Array(cells);
-    const stop = Math.min(this.data.length - 1, Math.floor(to));
-    for (let k = Math.max(0, Math.ceil(from)); k <= stop; k++) {
-      const row = this.rows.get(this.data[k]);
-      if (row === undefined) continue;
-      const cell = Math.min(cells - 1, Math.floor(((k - from) / (to - from + 1)) * cells));
-      counts[row * cells + cell]++;
-      totals[cell]++;
+    for (const column of this.data) {
+      const stop = Math.min(column.length - 1, Math.floor(to));
+      for (let k = Math.max(0, Math.ceil(from)); k <= stop; k++) {
+        const row = this.rows.get(column[k]);
+        if (row === undefined) continue;
+        const cell = Math.min(cells - 1, Math.floor(((k - from) / (to - from + 1)) * cells));
+        counts[row * cells + cell]++;
+        totals[cell]++;
+      }
     }
     ctx.fillStyle = colour(`series-${this.options.slot % 8}`);
     const each = inner / cells;
@@ -121,7 +124,7 @@ class Strip {
     ctx.fillStyle = colour("soft");
     ctx.textAlign = "right";
     this.codes.forEach((code, row) => {
-      ctx.fillText(this.options.codes[code], LEFT - 6, row * ROW + ROW / 2, LEFT - 8);
+      ctx.fillText(words(this.options.codes[code]), LEFT - 6, row * ROW + ROW / 2, LEFT - 8);
       ctx.beginPath();
       ctx.moveTo(LEFT, row * ROW + ROW - 0.5);
       ctx.lineTo(LEFT + inner, row * ROW + ROW - 0.5);
@@ -142,22 +145,23 @@ class Strip {
     const off = this.resting === null || this.resting < from || this.resting > to;
     this.line.hidden = off;
     if (!off) this.line.style.setProperty("transform", `translateX(${LEFT + ((this.resting - from) / (to - from)) * inner}px)`);
-    const code = this.resting === null ? undefined : this.data[this.resting];
-    const text = this.options.codes[code] ?? DASH;
+    const taken = this.resting === null ? [] : this.data.map((column) => this.options.codes[column[this.resting]]).filter(Boolean);
+    const text = taken.map(words).join(", then ") || DASH;
     if (this.now.textContent !== text) this.now.textContent = text;
   }
 
   /** [name, how often] of each action that was taken, most often first. */
   counts() {
     const found = new Map();
-    for (const code of this.data) if (this.rows.has(code)) found.set(code, (found.get(code) ?? 0) + 1);
-    return [...found].sort((a, b) => b[1] - a[1]).map(([code, count]) => [this.options.codes[code], count]);
+    for (const column of this.data) for (const code of column) if (this.rows.has(code)) found.set(code, (found.get(code) ?? 0) + 1);
+    return [...found].sort((a, b) => b[1] - a[1]).map(([code, count]) => [words(this.options.codes[code]), count]);
   }
 
   summary() {
-    const total = this.data.length;
-    const words = this.counts().slice(0, 5).map(([name, count]) => `${name} ${percent(count / total, 0)}`);
-    return words.length ? `${this.options.title}, ${integer(total)} so far: ${words.join(", ")}` : `${this.options.title}: nothing yet`;
+    const counts = this.counts();
+    const total = counts.reduce((sum, [, count]) => sum + count, 0);
+    const most = counts.slice(0, 5).map(([name, count]) => `${name} ${percent(count / total, 0)}`);
+    return total ? `Actions of ${this.options.title}, ${integer(total)} so far: ${most.join(", ")}` : `Actions of ${this.options.title}: none yet`;
   }
 
   toggleTable() {
@@ -165,9 +169,14 @@ class Strip {
     this.table.hidden = !open;
     this.button.setAttribute("aria-expanded", String(open));
     if (!open) return this.table.replaceChildren();
-    const total = Math.max(1, this.data.length);
+    const counts = this.counts();
+    const total = counts.reduce((sum, [, count]) => sum + count, 0);
     this.table.replaceChildren(h("table", null, h("caption", null, `${this.options.title}, up to the playhead`),
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "Action"), h("th", { scope: "col", class: "n" }, "Times"), h("th", { scope: "col", class: "n" }, "Share"))),
-      h("tbody", null, this.counts().map(([name, count]) => h("tr", null, h("td", null, name), h("td", { class: "n" }, integer(count)), h("td", { class: "n" }, percent(count / total)))))));
+      h("tbody", null, counts.map(([name, count]) => h("tr", null, h("td", null, name), h("td", { class: "n" }, integer(count)), h("td", { class: "n" }, percent(count / total)))))));
   }
+}
+
+function words(name) {
+  return name.replaceAll("_", " ");
 }

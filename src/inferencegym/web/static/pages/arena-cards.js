@@ -1,11 +1,20 @@
 // A card for each policy, and at the end the breakdown of their scores.
 import { fill, h } from "../dom.js";
-import { DASH, integer, number, percent } from "../format.js";
+import { DASH, integer, number, percent, withUnit } from "../format.js";
 
 const STATES = {
   waiting: ["…", "WAITING", "soft"], running: ["▶", "RUNNING", "accent"], completed: ["✓", "COMPLETED", "ok"], crashed: ["✕", "CRASHED", "bad"], failed: ["!", "FAILED", "bad"],
 };
-const FACTS = 6;
+//: What a card tells besides the score: those of these columns that the task has, or else the first of its load.
+const TOLD = ["completed", "in_sla", "sla_missed", "rejected", "gpu_used", "goodput_rps", "slo_compliance_rate", "p99_ttft_ms", "queue_depth", "kv_cache_occupancy"];
+const MOST_TOLD = 5;
+
+/** Columns of a run that the cards tell: [{c, label, unit}]. */
+export function toldColumns(run) {
+  const all = run.columns.map((column, c) => ({ ...column, c }));
+  const found = TOLD.flatMap((name) => all.filter((one) => one.name === name));
+  return (found.length ? found : all.filter((one) => one.group === "load")).slice(0, MOST_TOLD);
+}
 
 /** One policy's card. */
 export class Card {
@@ -17,13 +26,14 @@ export class Card {
     this.badge = h("span", { class: "badge" });
     this.score = h("dd");
     this.grade = h("p", { class: "grade small" });
-    this.more = h("dl", { class: "facts" });
+    this.values = toldColumns(run).map((column) => ({ column, node: h("dd") }));
+    this.more = h("dl", { class: "facts" }, this.values.map(({ column, node }) => [h("dt", null, column.label), node]));
     this.message = h("p", { class: "small bad", hidden: true });
-    this.eye = h("button", { type: "button", class: "plain small", "aria-pressed": "true", "aria-label": `${name} in the charts`, onclick: () => this.toggle(onToggle) }, "shown");
+    this.eye = h("button", { type: "button", class: "plain small", "aria-pressed": "true", "aria-label": `${name} in the charts`, onclick: () => this.toggle(onToggle) }, "in the charts");
     this.look = h("button", { type: "button", class: "small", "data-look": String(slot), "aria-label": `Look into ${name}`, onclick: () => onLook(i) }, "Look into it");
     this.element = h("article", { class: "card policy", "data-card": String(slot), "aria-label": name },
       h("header", null, h("span", { class: `order slot-${slot % 8}`, "aria-hidden": "true" }, String(slot + 1)), h("h3", null, name), this.badge),
-      h("dl", { class: "facts score" }, h("dt", null, "Score so far"), this.score),
+      h("dl", { class: "facts score" }, h("dt", null, "Score at the playhead"), this.score),
       this.grade, this.more, this.message, h("div", { class: "row" }, this.look, this.eye));
     this.renew(run);
   }
@@ -36,7 +46,7 @@ export class Card {
   toggle(onToggle) {
     const on = this.eye.getAttribute("aria-pressed") !== "true";
     this.eye.setAttribute("aria-pressed", String(on));
-    this.eye.textContent = on ? "shown" : "hidden";
+    this.eye.textContent = on ? "in the charts" : "not in the charts";
     onToggle(this.i, on);
   }
 
@@ -51,21 +61,25 @@ export class Card {
     const { result } = one;
     this.grade.hidden = !result;
     if (result) {
-      fill(this.grade, h("strong", { class: "figure" }, `Final score ${number(result.value)}`), result.graded && result.grade !== null
-        ? `, grade ${percent(result.grade)} (0 is the random policy, 100 % the clairvoyant)` : ", not graded: this setting has no anchors");
-      fill(this.more, Object.entries(result.facts ?? {}).slice(0, FACTS).map(([name, value]) => [h("dt", null, plain(name)), h("dd", null, number(value))]));
-    } else fill(this.more);
+      this.element.dataset.value = String(result.value);
+      fill(this.grade, h("span", { title: String(result.value) }, "Final score ", h("strong", { class: "figure" }, number(result.value))), result.grade === null || result.grade === undefined
+        ? ", not graded" : [", grade ", h("strong", { class: "figure" }, percent(result.grade))]);
+    }
     this.message.hidden = !one.message;
     this.message.textContent = one.message ?? "";
     this.look.disabled = one.state === "waiting" || one.state === "failed";
   }
 
-  /** The score at the playhead. */
-  tell(value) {
-    const text = number(value);
-    if (this.score.textContent !== text) this.score.textContent = text;
+  /** The score and the rest at the playhead; `at(column)` gives a value. */
+  tell(score, at) {
+    const put = (node, text) => node.textContent !== text && (node.textContent = text);
+    put(this.score, number(score));
+    for (const { column, node } of this.values) put(node, column.unit === "share" ? percent(at(column.c)) : withUnit(at(column.c), WORDLESS.has(column.unit) ? "" : column.unit));
   }
 }
+
+//: Units that the labels say already.
+const WORDLESS = new Set(["requests", "value"]);
 
 /** Parts of every policy's score, as a table with bars. Empty until one has ended. */
 export function breakdown(run) {
@@ -82,12 +96,12 @@ export function breakdown(run) {
   };
   return h("section", { id: "breakdown" }, h("h2", null, "What the scores are made of"),
     h("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": "Score breakdown" }, h("table", null,
-      h("caption", null, "Bars compare the policies within a column."),
+      h("caption", null, "Bars compare the policies within a column. Grade: 0 % is what the random policy reaches on this task, 100 % what a planner does that knows the future."),
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "Policy"), h("th", { scope: "col", class: "n" }, "Score"), h("th", { scope: "col", class: "n" }, "Grade"),
         names.map((name) => h("th", { scope: "col", class: "n" }, plain(name))), h("th", { scope: "col", class: "n" }, "Total reward"), h("th", { scope: "col", class: "n" }, "Decisions"))),
       h("tbody", null, [...done].sort((a, b) => b.result.value - a.result.value).map((one) => h("tr", null,
         h("th", { scope: "row" }, h("span", { class: `order slot-${one.slot % 8}`, "aria-hidden": "true" }, String(one.slot + 1)), " ", one.name, one.result.crashed ? h("span", { class: "bad" }, " (crashed)") : null),
-        h("td", { class: "n" }, h("strong", null, number(one.result.value, 5))), h("td", { class: "n" }, one.result.graded && one.result.grade !== null ? percent(one.result.grade) : DASH),
+        h("td", { class: "n", title: String(one.result.value), "data-value": String(one.result.value) }, h("strong", null, number(one.result.value, 5))), h("td", { class: "n" }, one.result.grade !== null && one.result.grade !== undefined ? percent(one.result.grade) : DASH),
         names.map((name) => cell(one, name)), h("td", { class: "n" }, number(one.result.total_reward)), h("td", { class: "n" }, integer(one.result.steps))))))));
 }
 

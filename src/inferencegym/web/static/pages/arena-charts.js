@@ -22,10 +22,9 @@ export class Charts {
       if (!columns.length) continue;
       const grid = h("div", { class: "charts" });
       this.element.append(h("details", { open: true, class: "group", "data-group": group }, h("summary", null, h("h2", null, title)), grid));
-      for (const column of columns) {
-        if (column.codes && Object.keys(column.codes).length > 4) this.codes(run, column, grid, onPick);
-        else this.lines(run, column, grid, onPick);
-      }
+      const coded = columns.filter((column) => column.codes && Object.keys(column.codes).length > 4);
+      for (const column of columns) if (!coded.includes(column)) this.lines(run, column, grid, onPick);
+      if (coded.length) this.codes(run, coded, grid, onPick);
     }
   }
 
@@ -34,18 +33,19 @@ export class Charts {
     const chart = createChart(grid, {
       title: column.label, unit, xLabel: run.sample_name, sync: SYNC, legend: "values", stepped: column.steps, log: column.scale === "log",
       levels: column.objective === null || column.objective === undefined ? [] : [{ label: `objective ${number(column.objective)} ${unit}`.trim(), value: column.objective }],
-      axisLabels: column.codes ?? undefined,
+      axisLabels: column.codes ?? undefined, dodge: Boolean(column.codes),
       series: run.policies.map((one) => ({ label: one.name, slot: one.slot, mark: String(one.slot + 1) })),
     });
     chart.onPick((x) => onPick(Math.round(x)));
     this.charts.push({ chart, c: column.c });
   }
 
-  codes(run, column, grid, onPick) {
+  /** A strip for each policy, of all its decisions in a sample together. */
+  codes(run, columns, grid, onPick) {
     run.policies.forEach((one, i) => {
-      const strip = createStrip(grid, { title: `${column.label}: ${one.name}`, codes: column.codes, slot: one.slot, mark: String(one.slot + 1), xLabel: run.sample_name });
+      const strip = createStrip(grid, { title: one.name, codes: columns[0].codes, slot: one.slot, xLabel: run.sample_name });
       strip.onPick((x) => onPick(Math.round(x)));
-      this.strips.push({ strip, i, c: column.c });
+      this.strips.push({ strip, i, cs: columns.map((column) => column.c) });
     });
   }
 
@@ -58,9 +58,9 @@ export class Charts {
       chart.setData(x, samples.data.map((mine, i) => mine[c].subarray(0, Math.min(stop, samples.counts[i]))));
       chart.setCursor(at < 0 ? null : at);
     }
-    for (const { strip, i, c } of this.strips) {
+    for (const { strip, i, cs } of this.strips) {
       strip.setRange(...range);
-      strip.setData(samples.data[i][c].subarray(0, Math.min(stop, samples.counts[i])));
+      strip.setData(cs.map((c) => samples.data[i][c].subarray(0, Math.min(stop, samples.counts[i]))));
       strip.setCursor(at < 0 ? null : at);
     }
   }

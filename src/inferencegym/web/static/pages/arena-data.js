@@ -114,7 +114,8 @@ async function stream(now, told, signal, onFirst) {
         told.onEnded(header.policy);
       } else if (header.type === "state") {
         now.run.state = header.state;
-        ended = header.state === "done" || header.state === "failed";
+        ended = header.state === "done";
+        if (header.state === "failed") return;
         told.onState(header.state, header.place ?? null, header.message ?? "");
       }
       now.next = header.frame + 1;

@@ -19,9 +19,19 @@ export function specFrom(params) {
   }
   const seed = params.get("seed") ?? "0";
   return {
-    task: params.get("task"), policies: params.get("policies").split(",").filter(Boolean), split: params.get("split") ?? "validation",
+    task: params.get("task"), policies: policiesOf(params.get("policies")), split: params.get("split") ?? "validation",
     seed: /^\d+$/.test(seed) ? Number(seed) : seed, overrides,
   };
+}
+
+/** Names with commas between them; what follows fixed: keeps its commas as long as they part NAME=VALUE. As web/spec.py has it. */
+function policiesOf(text) {
+  const found = [];
+  for (const part of text.split(",").map((one) => one.trim()).filter(Boolean)) {
+    if (found.at(-1)?.startsWith("fixed:") && part.includes("=") && !part.includes(":")) found[found.length - 1] += `,${part}`;
+    else found.push(part);
+  }
+  return found;
 }
 
 /** A Spec as an address has it. */
@@ -35,17 +45,15 @@ export function paramsOf(spec) {
 export function examples(catalogue) {
   const wanted = [
     ["Four policies on hard", "hard", ["sieve", "lru", "largest-first", "random"]],
-    ["Rule against learned on easy", "easy", ["lru", "sieve", "ppo"]],
-    ["A rate with bursts", "bursty_workload", ["best-static", "feedback", "ppo"]],
+    ["Learned against static when traffic bursts", "bursty_workload", ["learned", "best-static", "slo-feedback", "aimd"]],
+    ["Doing nothing on easy, and what helps", "easy", ["do-nothing", "lru", "learned"]],
   ];
   const found = [];
   for (const [label, name, names] of wanted) {
     const task = catalogue.tasks.find((one) => one.name === name && one.available);
     if (!task) continue;
     const known = names.filter((one) => task.policies.some((policy) => policy.name === one));
-    const more = task.policies.filter((one) => one.quick && !known.includes(one.name)).map((one) => one.name);
-    const policies = [...known, ...more].slice(0, label.startsWith("Four") ? 4 : 3);
-    if (policies.length > 1) found.push({ label, spec: { task: name, policies, split: "validation", seed: 0, overrides: {} } });
+    if (known.length === names.length) found.push({ label, spec: { task: name, policies: known, split: "validation", seed: 0, overrides: {} } });
   }
   if (!found.length) {
     const task = catalogue.tasks.find((one) => one.available);
@@ -106,21 +114,44 @@ export class Form {
       : task.why_not;
     this.start.disabled = !task.available;
     const names = task.policies.map((one) => one.name);
-    this.chosen = this.chosen.filter((one) => names.includes(one));
-    if (!this.chosen.length) this.chosen = task.policies.filter((one) => one.quick).slice(0, 2).map((one) => one.name);
+    const another = this.family !== task.family;
+    this.family = task.family;
+    this.chosen = this.chosen.filter((one) => names.includes(one) || (!another && one.startsWith("fixed:")));
+    if (!this.chosen.length) this.chosen = first(task);
     this.boxes = new Map();
     fill(this.policies, KINDS.map(([kind, title, what]) => {
       const mine = task.policies.filter((one) => one.kind === kind);
       if (!mine.length) return null;
       return h("div", { class: "kind", role: "group", "aria-label": title }, h("span", { class: "label" }, title, h("span", { class: "hint" }, ` ${what}`)),
-        h("div", { class: "chips" }, mine.map((one) => this.chip(one))));
-    }));
+        h("div", { class: "chips", "data-kind": kind }, mine.map((one) => this.chip(one))));
+    }), this.own(task));
+    for (const name of this.chosen) if (name.startsWith("fixed:")) this.addFixed(name);
     this.inputs = new Map();
     fill(this.overrides, task.overrides.map((one) => this.override(one)));
     this.more.hidden = !task.overrides.length;
     this.seedHint();
     this.count_();
     this.complain(null);
+  }
+
+  /** Where the reader writes a configuration of their own. */
+  own(task) {
+    const example = task.family === "pagedkv" ? "fixed:admit_free" : "fixed:batch_cap=64,speculation_depth=2";
+    const input = h("input", { id: "own-policy", type: "text", placeholder: example, spellcheck: "false", autocapitalize: "off", onkeydown: (event) => event.key === "Enter" && (event.preventDefault(), add()) });
+    const add = () => {
+      const name = input.value.trim();
+      if (!name) return;
+      if (!name.startsWith("fixed:")) return this.complain({ field: "policies", message: `Write it as ${example}.` });
+      if (!this.boxes.has(name)) this.addFixed(name);
+      if (this.chosen.length < this.most) this.choose(name, true);
+      input.value = "";
+    };
+    return h("div", { class: "kind" }, h("label", { for: "own-policy" }, "Your own", h("span", { class: "hint" }, " the same action all the time")),
+      h("div", { class: "chips", "data-kind": "own" }), h("div", { class: "row own" }, input, h("button", { type: "button", id: "add-policy", onclick: add }, "Add")));
+  }
+
+  addFixed(name) {
+    this.policies.querySelector('[data-kind="own"]').append(this.chip({ name, quick: true }));
   }
 
   chip(policy) {
@@ -164,7 +195,7 @@ export class Form {
   seedHint() {
     const scenarios = this.chosenTask.scenarios?.[this.split.value];
     const many = Array.isArray(scenarios) ? scenarios.length : scenarios;
-    this.seedAbout.textContent = Number.isFinite(many) ? `0 to ${integer(many - 1)}` : "";
+    this.seedAbout.textContent = many <= 1e6 ? `0 to ${integer(many - 1)}` : "0, 1, 2, …: the same seed is the same traffic";
     if (Number.isFinite(many)) this.seed.max = String(many - 1);
     else this.seed.removeAttribute("max");
   }
@@ -175,6 +206,7 @@ export class Form {
     if (!task) return `There is no task ${spec.task} here. There are: ${this.catalogue.tasks.map((one) => one.name).join(", ")}.`;
     this.chosen = [];
     this.changeTask(spec.task);
+    for (const name of spec.policies) if (name.startsWith("fixed:") && !this.boxes.has(name)) this.addFixed(name);
     const unknown = spec.policies.filter((name) => !this.boxes.has(name));
     this.chosen = spec.policies.filter((name) => this.boxes.has(name)).slice(0, this.most);
     if (this.catalogue.splits.includes(spec.split)) this.split.value = spec.split;
@@ -192,7 +224,7 @@ export class Form {
     for (const one of this.chosenTask.overrides) {
       const text = this.inputs.get(one.name).value.trim();
       if (text === "") continue;
-      const value = one.kind === "choice" ? text : Number(text);
+      const value = one.kind === "choice" && typeof one.choices[0] !== "number" ? text : Number(text);
       if (value !== one.default) overrides[one.name] = value;
     }
     return { task: this.task.value, policies: [...this.chosen], split: this.split.value, seed: this.seed.value.trim() === "" ? 0 : Number(this.seed.value), overrides };
@@ -236,4 +268,11 @@ function grouped(items, by) {
   const found = new Map();
   for (const item of items) found.set(by(item), [...(found.get(by(item)) ?? []), item]);
   return found;
+}
+
+/** What is ticked at first: the learned policy and the best that never changes, or else the last two of those that are quick. */
+function first(task) {
+  const quick = task.policies.filter((one) => one.quick);
+  const best = quick.filter((one) => one.kind === "learned" || one.kind === "static");
+  return (best.length > 1 ? best : quick.slice(-2)).slice(0, 2).map((one) => one.name);
 }

@@ -36,12 +36,12 @@ export class Transport {
     this.playhead = h("input", { id: "playhead", type: "range", min: "0", max: String(Math.max(0, samples - 1)), step: "1", value: "0", "aria-label": `Playhead, ${unit}`, oninput: () => this.seek(Number(this.playhead.value)) });
     this.computed = h("div", { class: "computed", "aria-hidden": "true" });
     this.where = h("output", { class: "where figure", for: "playhead" });
-    this.element = h("section", { class: "transport", "aria-label": "Playing" },
-      h("div", { class: "row" }, this.pause, this.back, this.forth,
-        h("label", { class: "inline" }, "Speed ", this.speed), h("label", { class: "inline" }, "Charts show ", this.span), this.where),
+    this.choices = h("div", { class: "row choices" }, h("label", { class: "inline" }, "Speed ", this.speed), h("label", { class: "inline" }, "Charts show ", this.span));
+    this.element = h("section", { class: "deck", "aria-label": "Playing" },
+      h("div", { class: "row" }, this.pause, this.back, this.forth, this.where),
       h("div", { class: "track" }, this.computed, this.playhead),
       h("p", { class: "hint keys-hint" }, h("kbd", null, "space"), " play or pause, ", h("kbd", null, "←"), " ", h("kbd", null, "→"), ` one ${unit}, with `, h("kbd", null, "shift"), ` ${LEAP}, `,
-        h("kbd", null, "home"), " ", h("kbd", null, "end"), "; drag over a chart to look closer, double-click to look at all again."));
+        h("kbd", null, "home"), " ", h("kbd", null, "end"), "; click a chart to go there, drag to look closer, double-click to see all again."));
     this.told = "";
     this.show();
   }

@@ -138,10 +138,11 @@ class Arena {
     this.scores = h("div");
     this.exports = ["json", "parquet", "html"].map((kind) => h("button", { type: "button", "data-export": kind, disabled: true, title: "When the run has ended", onclick: () => this.keep(kind) }, { json: "JSON", parquet: "Parquet", html: "HTML report" }[kind]));
     fill(this.stage,
-      h("div", { class: "row bar-top" }, this.line,
+      this.line,
+      h("div", { class: "row bar-top" }, this.transport.choices,
         h("div", { class: "row" }, h("button", { type: "button", id: "copy-link", onclick: () => this.copy(location.href, "The link is copied. It restores this run.") }, "Copy link"),
           h("span", { class: "label", id: "export-label" }, "Export"), h("div", { class: "row", role: "group", "aria-labelledby": "export-label" }, this.exports))),
-      this.transport.element, h("div", { class: "cards" }, this.cards.map((card) => card.element)), this.scores, this.charts.element, this.command());
+      this.transport.element, h("div", { class: run.policies.length > 4 ? "cards many" : "cards" }, this.cards.map((card) => card.element)), this.scores, this.charts.element, this.command());
     this.pump = requestAnimationFrame(() => this.pumped());
     this.status();
     this.finished();
@@ -161,7 +162,10 @@ class Arena {
     if (!this.samples || !this.transport) return;
     const { at } = this.transport;
     this.charts.show(this.samples, at, this.transport.range());
-    this.cards.forEach((card, i) => card.tell(this.samples.at(i, this.score, Math.min(at, this.samples.counts[i] - 1))));
+    this.cards.forEach((card, i) => {
+      const sample = Math.min(at, this.samples.counts[i] - 1);
+      card.tell(this.samples.at(i, this.score, sample), (column) => this.samples.at(i, column, sample));
+    });
   }
 
   news(state, place, message) {
