@@ -74,9 +74,9 @@ class Server:
             )
         try:
             until_healthy(self._process, self.url, 120)
-        except BaseException:
+        except AssertionError as error:
             self.kill()
-            raise
+            raise AssertionError(f"{error}; it said:\n{self.written()[-2000:]}") from error
 
     @property
     def pid(self) -> int:

@@ -32,15 +32,20 @@ def figures(page):
     return cards(page).all_inner_texts()
 
 
+def choose_none(page):
+    chosen = page.locator("[data-policy]:checked")
+    while chosen.count():
+        chosen.first.uncheck()
+
+
 def test_a_person_compares_four_policies(env_server, viewer):
     page = viewer.open(f"{env_server.page}/arena")
     page.locator("#task").select_option("hard")
-    for box in page.locator("[data-policy]:checked").all():
-        box.uncheck()
+    choose_none(page)
     for name in FOUR:
         page.locator(f"[data-policy={name}]").check()
     page.locator("#seed").fill("3")
-    page.get_by_text("Overrides").click()
+    page.get_by_text("Overrides", exact=True).click()
     page.locator("#set-horizon_ticks").fill(str(SHORT))
     page.locator("#start").click()
     ended(page, 4)
@@ -75,7 +80,7 @@ def test_the_reader_holds_the_playhead(env_server, viewer):
     assert figures(page) != early, "the cards follow the playhead"
     # Playing moves on by itself until it is paused, and then stands.
     page.keyboard.press("Home")
-    page.locator("#pause").click()
+    page.locator("#speed").select_option("20")
     until(lambda: int(playhead.input_value()) > first + 2, "playing does not move the playhead")
     page.locator("#pause").click()
     stands = playhead.input_value()
@@ -140,7 +145,7 @@ def test_a_bad_override_is_told_at_its_field(env_server, viewer):
     page = viewer.open(f"{env_server.page}/arena")
     told = page.locator("[data-field=gpu_blocks] .error")
     with viewer.watch.expecting("400"):
-        page.get_by_text("Overrides").click()
+        page.get_by_text("Overrides", exact=True).click()
         page.locator("#set-gpu_blocks").fill("-5")
         page.locator("#start").click()
         expect(told).to_contain_text("gpu_blocks")
@@ -156,8 +161,7 @@ def test_a_bad_override_is_told_at_its_field(env_server, viewer):
 def test_six_policies_are_the_most(env_server, viewer):
     page = viewer.open(f"{env_server.page}/arena")
     page.locator("#task").select_option("hard")
-    for box in page.locator("[data-policy]:checked").all():
-        box.uncheck()
+    choose_none(page)
     boxes = page.locator("[data-policy]")
     for i in range(6):
         boxes.nth(i).check()
