@@ -29,7 +29,7 @@ from inferencegym.workload.find import VARIABLE, found_traces
 from inferencegym.workload.generate import mean_rate_rps
 from inferencegym.workload.named import DURATION_S, load
 from inferencegym.workload.read import detect
-from inferencegym.workload.shipped import load_named, names
+from inferencegym.workload.shipped import is_description, load_named, names
 from inferencegym.workload.workload import Workload
 
 #: What is read of a text file, and of a Parquet file's values; what is drawn of a description or a pool.
@@ -203,6 +203,8 @@ def _task(asked: Asked, name: str) -> dict[str, Any]:
 def _trace(asked: Asked, name: str) -> dict[str, Any]:
     file, _, pool = name.partition("@")
     path = found_traces()[file]
+    # A fit of the same name would be drawn instead; a path is always read.
+    file = str(path) if is_description(file) else file
     size: dict[str, Any] = {"duration_s": asked.duration_s, "rate_rps": asked.rate_rps, "seed": asked.seed or 0}
     if pool:
         return _pool(asked, file, pool, size)
