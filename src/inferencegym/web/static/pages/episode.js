@@ -48,13 +48,13 @@ function styled() {
 
 class Episode {
   constructor(root, ctx, run, signal) {
-    Object.assign(this, { root, ctx, run, signal, codes: [], knobs: {}, total: 0, decision: 0, live: true, closers: {} });
+    Object.assign(this, { root, ctx, run, signal, codes: [], knobs: {}, total: 0, decision: 0, hoped: null, live: true, closers: {} });
     const asked = Number(ctx.params.get("policy") ?? 0);
     this.policy = Number.isInteger(asked) && run.policies[asked] ? asked : 0;
     if (asked !== this.policy) ctx.banner("warn", `This run has no policy number ${ctx.params.get("policy")}; here is the first.`);
     const from = ctx.params.get("decision");
     if (from !== null && /^\d+$/.test(from)) {
-      this.decision = Number(from);
+      this.hoped = Number(from);
       this.live = false;
     }
     this.illegal = new Set();
@@ -87,7 +87,7 @@ class Episode {
       run.policies.length > 1 && h("div", { class: "row" }, h("label", { for: "policy" }, "Policy"), choose));
     this.transport = new Transport({
       unit: run.sample_name, per: run.decisions_per_sample, seconds: run.sample_s,
-      onMove: (decision, playing) => this.go(decision, playing), onTouch: () => (this.live = false),
+      onMove: (decision, playing) => this.go(decision, playing), onTouch: () => this.take(),
     });
     this.moment = h("div", { class: "moment" });
     this.next = h("section", { class: "card", id: "next", "aria-labelledby": "next-title" });
@@ -184,12 +184,19 @@ class Episode {
     this.log.grown(this.total);
     this.tellState();
     if (this.live) this.go(this.total);
-    else this.go(Math.min(this.decision, this.total));
+    else this.go(this.hoped ?? this.decision);
+    if (this.total >= this.hoped || told.over) this.hoped = null;
     if (told.over) this.explain();
   }
 
-  pick(decision) {
+  /** The reader has the playhead in hand. */
+  take() {
     this.live = false;
+    this.hoped = null;
+  }
+
+  pick(decision) {
+    this.take();
     this.transport.stop();
     this.go(decision);
   }
@@ -277,7 +284,7 @@ class Episode {
   params(more = {}) {
     const params = paramsOf(this.run.spec);
     params.set("policy", String(this.policy));
-    if (!this.live) params.set("decision", String(this.decision));
+    if (!this.live) params.set("decision", String(this.hoped ?? this.decision));
     if (this.course?.choice) params.set("with", this.course.choice);
     for (const [name, value] of Object.entries(more)) params.set(name, value);
     return params;
