@@ -41,10 +41,10 @@ def preparing(feed: Feed | None, keyring: Keyring, *, several: bool) -> Prepare:
             from starlette.exceptions import HTTPException
 
             from inferencegym.web.app import make_dashboard
+            from inferencegym.web.compose import sections
             from inferencegym.web.live import RuntimeSection
         except ModuleNotFoundError as error:
             raise _missing() from error
-        sections: list[Any] = [RuntimeSection(feed)]
 
         def authorise(request: Any) -> None:
             try:
@@ -54,8 +54,11 @@ def preparing(feed: Feed | None, keyring: Keyring, *, several: bool) -> Prepare:
                 raise HTTPException(error.status, error.message, challenge) from error
 
         def make() -> Guest:
-            app = make_dashboard(sections, server="serve", authorise=authorise if len(keyring) else None)
-            return _Dashboard(app, [section.close for section in sections])
+            made = [RuntimeSection(feed), *sections()]
+            # A run of the Arena lives in one process, and the next request for it may come to another worker.
+            shown = [section for section in made if not (several and section.name == "arena")]
+            app = make_dashboard(shown, server="serve", authorise=authorise if len(keyring) else None)
+            return _Dashboard(app, [section.close for section in made])
 
         return make
 
