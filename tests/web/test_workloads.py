@@ -25,7 +25,7 @@ from inferencegym.web.desk import Desk
 from inferencegym.web.traffic import figures, reuse_by_depth
 from inferencegym.web.workload_desk import described, listing
 from inferencegym.web.workloads import Asked, WorkloadsSection
-from inferencegym.workload import Workload, generate, read, write
+from inferencegym.workload import Workload, generate, write
 from inferencegym.workload.describe import describe
 
 
@@ -222,6 +222,4 @@ def test_real_traces_give_the_commands_figures(shared_data, monkeypatch):
     for asked in (Asked("mooncake_conversation"), Asked("weka_agentic_coding"), Asked("servegen_client_rates@deepseek-r1", seed=1)):  # fmt: skip
         answer = json.loads(described(asked))
         assert answer["described"] == typed(answer["command"])
-    weka = found("weka_agentic_coding")
-    assert not weka["read"]["whole"]
-    assert weka["described"]["digest"] == read("weka_agentic_coding", sessions=20).digest()
+        assert answer["read"]["whole"] == (asked.name == "mooncake_conversation")

@@ -42,7 +42,7 @@ def test_the_leaderboard_is_sorted_and_leads_into_the_arena(env_server, viewer):
     hard = board.locator("[data-task=hard]").first
     rows = hard.locator("[data-policy]")
     before = [row.get_attribute("data-policy") for row in rows.all()]
-    assert len(before) >= 6
+    assert len(before) >= 3
     header = hard.locator("thead button").first
     header.click()
     until_sorted = [row.get_attribute("data-policy") for row in rows.all()]
