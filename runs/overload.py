@@ -174,7 +174,7 @@ def page(found: dict[str, Any]) -> str:
         f"Made by `python runs/overload.py` (seed {found['seed']}), in virtual time: the whole gateway, with the mock engine (llama-3.1-8b on one H100) behind {SEATS} seats.",
         f"Capacity, measured with far more offered: {found['capacity_rps']:.1f} requests a second. Arrivals are Poisson; {MEASURED_S:g} s are measured after {WARM_S:g} s.",
         f"Four tenants send {', '.join(f'{100 * one.share:g} % ({one.name})' for one in TENANTS)} of the requests, half of each in class interactive (TTFT 1 s), half in batch (8 s).",
-        f"A request waits at most {QUEUE['ttl_s']:g} s. Order settings are the defaults. (Orders that favour short requests serve more of them than the capacity measured under fcfs.)",
+        f"A request waits at most {QUEUE['ttl_s']:g} s. Order settings are the defaults. (Capacity is measured under fcfs; an order that favours short requests can serve more of them.)",
         "",
         "- **goodput**: requests a second that were answered whole with their first token within their class's objective",
         "- **p99 TTFT**: of requests that were answered, from arrival",
@@ -203,27 +203,38 @@ def page(found: dict[str, Any]) -> str:
 
 
 def reading(found: dict[str, Any]) -> list[str]:
-    """What the tables say, in figures taken from them."""
-    worst = f"{READ_AT:g}"
-    at = {row: runs[worst] for row, runs in found["rows"].items()}
-    best = max(at, key=lambda row: at[row]["goodput_rps"])
-    plain = max((row for row in at if "predicted" not in row), key=lambda row: at[row]["goodput_rps"])
+    """What the tables say: every figure, and which of two is the greater, is taken from them."""
+    rows = found["rows"]
+    low, high, most = (f"{load:g}" for load in (LOADS[0], READ_AT, LOADS[-1]))
+    at = {row: runs[high] for row, runs in rows.items()}
+
+    def best(early: bool) -> tuple[str, float]:
+        row = max((row for row in at if ("predicted" in row) == early), key=lambda row: at[row]["goodput_rps"])
+        return row, at[row]["goodput_rps"]
+
+    calm = [runs[low]["goodput_rps"] for runs in rows.values()]
+    (alone, alone_rps), (refusing, refusing_rps) = best(early=False), best(early=True)
+    flood, flood_early = rows["fcfs"][most]["goodput_rps"], rows["fcfs, predicted wait"][most]["goodput_rps"]
+    fairness = ", ".join(
+        f"{row} {at[row]['jain']:.3f} ({100 * at[row]['served_tiny']:.0f} %)" for row in ("fcfs", "wfq", "vtc")
+    )
+    worth_s = QueueSettings().aging_s * (CLASSES[1].priority - CLASSES[0].priority)
     return [
-        f"## Reading, at {worst} x capacity",
+        f"## Reading, at {high} x capacity",
         "",
-        f"- Below capacity the order hardly matters: at {LOADS[0]:g} x all rows have a goodput of {at_least(found, LOADS[0]):.1f} a second or more.",
-        f"- Without early refusal fcfs ends at a goodput of {at['fcfs']['goodput_rps']:.1f} a second: all who are served have waited almost their whole time to live. The best of the orders alone is {plain} ({at[plain]['goodput_rps']:.1f}).",
-        f"- Refusing at once what would wait too long is worth more than any order: {best} has {at[best]['goodput_rps']:.1f} of a capacity of {found['capacity_rps']:.1f} a second.",
-        f"- At {LOADS[-1]:g} x fcfs with predicted wait still has a goodput of {found['rows']['fcfs, predicted wait'][f'{LOADS[-1]:g}']['goodput_rps']:.1f} a second, without it {found['rows']['fcfs'][f'{LOADS[-1]:g}']['goodput_rps']:.1f}.",
-        f"- The fair orders keep every tenant's share: Jain {at['vtc']['jain']:.3f} (vtc), {at['wfq']['jain']:.3f} (wfq), against {at['fcfs']['jain']:.3f} (fcfs); the smallest tenant has {100 * at['vtc']['served_tiny']:.0f} % served instead of {100 * at['fcfs']['served_tiny']:.0f} %.",
-        f"- Aging is priority here: the classes' difference in priority is worth longer ({QueueSettings().aging_s * (CLASSES[1].priority - CLASSES[0].priority):g} s) than a request may wait ({QUEUE['ttl_s']:g} s).",
+        f"- At {low} x the goodput of all rows lies between {min(calm):.1f} and {max(calm):.1f} a second.",
+        f"- fcfs without early refusal has a goodput of {at['fcfs']['goodput_rps']:.1f} a second, and a p99 TTFT of {at['fcfs']['p99_ttft_s']:.1f} s where a request may wait {QUEUE['ttl_s']:g} s. Of the orders without early refusal {alone} has most: {alone_rps:.1f}.",
+        f"- Of the rows that refuse at once what would wait too long, {refusing} has most: {refusing_rps:.1f} of a capacity of {found['capacity_rps']:.1f} a second, {compared(refusing_rps, alone_rps)} any order alone.",
+        f"- At {most} x fcfs with predicted wait has a goodput of {flood_early:.1f} a second, {compared(flood_early, flood)} without it ({flood:.1f}).",
+        f"- Jain's index, and how much of the smallest tenant's requests are served: {fairness}.",
+        f"- Aging {'gives the same figures as' if rows['aging'] == rows['priority'] else 'differs from'} priority: the classes' difference in priority is worth {worth_s:g} s, {compared(worth_s, QUEUE['ttl_s'])} a request may wait ({QUEUE['ttl_s']:g} s).",
         "",
     ]
 
 
-def at_least(found: dict[str, Any], load: float) -> float:
-    """The least goodput of any row at a load."""
-    return float(min(runs[f"{load:g}"]["goodput_rps"] for runs in found["rows"].values()))
+def compared(mine: float, other: float) -> str:
+    """How a figure stands to another."""
+    return "as much as" if mine == other else "more than" if mine > other else "less than"
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def test_fair_shares_are_max_min_and_jain_knows_the_extremes(script):
     assert script.entitled(np.array([1.0, 1.0]), 9.0).tolist() == [1.0, 1.0]
     assert script.jain(np.ones(4)) == 1.0
     assert script.jain(np.array([1.0, 0.0, 0.0, 0.0])) == 0.25
+
+
+def test_what_is_said_follows_from_the_figures(script):
+    stored = json.loads((RUNS.parent / "docs" / "results" / "overload.json").read_text())
+    assert script.page(stored) == (RUNS.parent / "docs" / "results" / "overload.md").read_text()
+    rows = stored["rows"]
+    other = [row for row in rows if "predicted" in row and row != "fcfs, predicted wait"]
+    turned = stored | {"rows": {row: rows[row] for row in rows if row not in other} | {"fcfs": rows["fcfs, predicted wait"], "fcfs, predicted wait": rows["fcfs"]}}  # fmt: skip
+    said = "\n".join(script.reading(turned))
+    assert "fcfs, predicted wait has most: 0.0" in said
+    assert "a second, less than any order alone" in said
+    assert "a second, less than without it" in said
 
 
 def test_a_run_repeats_and_early_refusal_keeps_goodput_under_overload(script, monkeypatch):
