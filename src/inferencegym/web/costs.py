@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inferencegym.decision.knobs import COLUMNS
+from inferencegym.decision.snapshot import NAMES
 from inferencegym.engine.paging.rules import CEILING, FLOOR
 from inferencegym.envs.pagedkv import PagedTask
 from inferencegym.web.replay import Replay
@@ -112,8 +112,8 @@ def _paging(found: Replay, facts: dict[str, float]) -> list[Line]:
 
 
 def _serving(found: Replay, facts: dict[str, float]) -> list[Line]:
-    seen = COLUMNS.decode(found.observations[1 : found.total + 1])
-    column = {name: seen[:, i] for i, name in enumerate(COLUMNS.names)}
+    assert found.seen is not None, "a deployment has snapshots"
+    column = {name: found.seen[1 : found.total + 1, i] for i, name in enumerate(NAMES)}
     said: list[Line] = []
     bad = column["slo_compliance_rate"] < GOOD
     said.append((
@@ -130,7 +130,7 @@ def _serving(found: Replay, facts: dict[str, float]) -> list[Line]:
         ))  # fmt: skip
     if facts["preemptions"] or facts["reloads"]:
         said.append((
-            f"{int(facts['preemptions']):,} preemptions, and {int(facts['reloads'])} times restarted for other weights or another split.", None,
+            f"Preemptions: {int(facts['preemptions']):,}; restarts for other weights or another split: {int(facts['reloads'])}.", None,
         ))  # fmt: skip
     return said
 

@@ -38,6 +38,8 @@ class Replay:
         self.masks: Masks = np.zeros((steps + 1, self.head.masks.shape[1]), np.int8)
         self.levers: Floats | None = np.zeros((steps + 1, 6)) if isinstance(self.head, ServeBatch) else None
         """float64[t, 6]: the knobs in force before each decision."""
+        self.seen: Floats | None = None if self.levers is None else np.zeros((steps + 1, self.head.fleet.seen.shape[1]))
+        """float64[t, k]: the snapshot before each decision, which no column's end saturates."""
         self._every = max(1, steps // FRAMES)
         self._frames: list[tuple[int, Any]] = [(0, self.head.branch(0, 1))]
         self._cursor: tuple[int, Any] = (0, self._frames[0][1].branch(0, 1))
@@ -67,8 +69,8 @@ class Replay:
 
     def _note(self) -> None:
         self.observations[self.total], self.masks[self.total] = self.head.observations[0], self.head.masks[0]
-        if self.levers is not None:
-            self.levers[self.total] = self.head.fleet.levers[0]
+        if self.levers is not None and self.seen is not None:
+            self.levers[self.total], self.seen[self.total] = self.head.fleet.levers[0], self.head.fleet.seen[0]
 
     def at(self, decision: int) -> Any:
         """The batch as it stood before a decision (`total`: at the end), fresh from a step, so that what the last step measured is there.

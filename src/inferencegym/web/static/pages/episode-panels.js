@@ -77,7 +77,8 @@ export function decision(row, told, before) {
   if (!row) return h("p", { class: "soft" }, "The end: no decision follows.");
   const verdict = row.legal ? null : h("span", { class: "badge bad" }, "✕ not possible, nothing happened");
   const terms = told.terms.map((name, i) => [name, row.terms[i]]).filter(([, value]) => value !== 0);
-  const earned = `${number(row.reward)}${terms.length ? ` = ${terms.map(([name, value]) => `${name} ${number(value)}`).join(" + ").replaceAll("+ −", "− ").replace(/ \+ (\w+) −/g, " + $1 −")}` : ""}`;
+  const signed = (value) => `${value > 0 ? "+" : ""}${number(value)}`;
+  const earned = `${number(row.reward)}${terms.length ? `: ${terms.map(([name, value]) => `${name} ${signed(value)}`).join(", ")}` : ""}`;
   return [
     h("p", { class: "taken" }, h("strong", null, row.words), " ", verdict),
     h("p", { class: "small" }, h("span", { class: "soft" }, "Reward "), h("span", { class: "figure" }, earned)),

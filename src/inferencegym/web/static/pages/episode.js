@@ -90,13 +90,13 @@ class Episode {
       onMove: (decision, playing) => this.go(decision, playing), onTouch: () => this.take(),
     });
     this.moment = h("div", { class: "moment" });
-    this.next = h("section", { class: "card", id: "next", "aria-labelledby": "next-title" });
+    this.next = h("section", { class: "card", id: "next", "aria-labelledby": "next-title" }, h("h2", { id: "next-title" }, "Decision"), h("p", { class: "soft" }, "Nothing has been played yet."));
     this.whyBox = h("section", { class: "card", id: "why", "aria-labelledby": "why-title" }, h("h2", { id: "why-title" }, "Why did it end so?"), h("p", { class: "soft" }, "The episode is still being played."));
     this.actionsBox = h("section", { id: "actions" });
     this.courseBox = h("section", { "aria-labelledby": "course-title" });
     this.logBox = h("section", { "aria-labelledby": "log-title" }, h("h2", { id: "log-title" }, "Every decision"));
     this.stateBox();
-    fill(this.root, head, this.transport.element,
+    fill(this.root, head, this.transport.element, this.classBox,
       h("div", { class: "episode-top" }, this.moment, h("div", { class: "episode-side" }, this.next, this.whyBox)),
       this.actionsBox, this.courseBox, this.logBox);
     this.course = new Course(this.courseBox, { run, policy: this.policy, ctx: this.ctx, with: this.ctx.params.get("with"), signal: this.signal,
@@ -110,10 +110,10 @@ class Episode {
       this.gpu = new KvMap(this.moment, { id: "kv-map", title: "KV blocks on the GPU", height: 260 });
       this.queueBox = h("div", { id: "queues" });
       this.moment.append(this.queueBox);
-      this.cpu = new KvMap(this.moment, { id: "cpu-map", title: "KV blocks on the CPU", height: 70 });
+      this.cpu = new KvMap(this.moment, { id: "cpu-map", title: "KV blocks on the CPU", height: 70, hint: false });
     } else {
       this.classBox = h("div");
-      this.moment.append(h("h2", null, "The last window, class by class"), this.classBox);
+      this.classBox.classList.add("episode-classes");
     }
     this.countBox = h("div", { id: "counts" });
     this.moment.append(h("h2", null, this.paging ? "So far" : "At the end of the last window"), this.countBox);
@@ -135,7 +135,10 @@ class Episode {
         if (policy !== this.policy) return;
         this.look(true);
       },
-      onState: () => this.tellState(),
+      onState: (state, place) => {
+        this.place = place ?? 0;
+        this.tellState();
+      },
       onLost: (left, now) => this.lost(left, now),
       onBack: () => this.back(),
       onReplayed: () => this.ctx.banner("info", "The server was restarted; the run is played again, with the same numbers."),
@@ -267,15 +270,16 @@ class Episode {
 
   tellState() {
     const { mine, run } = this;
-    const [sign, word, ink] = STATES[mine.state] ?? STATES.running;
+    const state = mine.result || mine.state === "failed" ? mine.state : this.total ? "running" : "waiting";
+    const [sign, word, ink] = STATES[state];
     this.badge.className = `badge ${ink}`;
-    this.badge.dataset.state = mine.state;
+    this.badge.dataset.state = state;
     fill(this.badge, h("span", { "aria-hidden": "true" }, sign), ` ${word}`);
     const { result } = mine;
     const length = run.sample_s ? ` (${duration(run.samples * run.sample_s)})` : "";
     const text = result
       ? `Score ${number(result.value, 5)}${result.graded ? `, grade ${number(result.grade, 3)}` : ""}; ${integer(result.steps)} decisions${result.crashed ? ` of ${integer(run.samples * run.decisions_per_sample)}: it crashed` : ""}.`
-      : mine.message || `${integer(this.total)} of ${integer(run.samples * run.decisions_per_sample)} decisions${length} so far.`;
+      : mine.message || (!this.total && this.place && `Waiting in line, place ${this.place}: the server plays others first.`) || `${integer(this.total)} of ${integer(run.samples * run.decisions_per_sample)} decisions${length} so far.`;
     if (this.standing.textContent !== text) this.standing.textContent = text;
     if (word !== this.word && this.word) this.ctx.announce(`${mine.name}: ${word.toLowerCase()}`);
     this.word = word;

@@ -10,7 +10,7 @@ const MOST_CELL = 14;
 export class KvMap {
   /**
    * @param {HTMLElement} parent
-   * @param {{id: string, title: string, height: number}} options `height`: most pixels of the map
+   * @param {{id: string, title: string, height: number, hint?: boolean}} options `height`: most pixels of the map; `hint`: say how to read it
    */
   constructor(parent, options) {
     this.options = options;
@@ -74,7 +74,7 @@ export class KvMap {
   }
 
   rest() {
-    this.readout.textContent = "Point at the map, or go through it with the arrow keys, to see whose blocks these are.";
+    this.readout.textContent = this.options.hint === false ? "" : "Point at the map, or go through it with the arrow keys, to see whose blocks these are.";
   }
 
   layout() {
