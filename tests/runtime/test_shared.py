@@ -124,14 +124,14 @@ def test_tokens_are_settled_at_the_end_and_given_back_when_refused_after_all(ser
             house.end(house.running[0], 50)
             await until(lambda: not limits._tasks - {None})
             await offer(other, others, prompt_tokens=1, max_tokens=1)
-            level = other.admission.rates(ask(tenant="k"))[0].tokens.level
+            level = other.admission.rates.of(ask(tenant="k"))[0].tokens.level
             assert level == pytest.approx(1000 - 150 - 2, abs=5)
             house.seats = 0
             with pytest.raises(ApiError, match="queue is full"):
                 await offer(house, limits, prompt_tokens=500, max_tokens=1)
             await until(lambda: not limits._tasks - {None})
             await offer(other, others, prompt_tokens=1, max_tokens=1)
-            assert other.admission.rates(ask(tenant="k"))[0].tokens.level == pytest.approx(level - 2, abs=10)
+            assert other.admission.rates.of(ask(tenant="k"))[0].tokens.level == pytest.approx(level - 2, abs=10)
             with pytest.raises(ApiError, match="needs about 2000 tokens"):
                 await limits.take(ask(tenant="k", prompt_tokens=1999, max_tokens=1))
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from inferencegym.runtime.adaptive import Limiter, make_limiter
-from inferencegym.runtime.buckets import Bucket
-from inferencegym.runtime.errors import ApiError, bad_request, overloaded, slow_down
+from inferencegym.runtime.errors import ApiError, overloaded, slow_down
 from inferencegym.runtime.ports import Ask, Clock
 from inferencegym.runtime.predict import Drain, Lengths, Trust
+from inferencegym.runtime.rates import RateLimits
 from inferencegym.runtime.settings import Settings
 
 #: Retry-After while nothing is known of how fast seats come free, and at most; the openai client sleeps as long as it is told.
@@ -72,29 +72,6 @@ class Pass:
     """Its rates were counted elsewhere (Redis), and are settled there."""
 
 
-@dataclass(slots=True)
-class Rates:
-    """Buckets of one caller, or of all."""
-
-    requests: Bucket | None = None
-    tokens: Bucket | None = None
-
-    def set(self, rate_rps: float | None, burst: int | None, tokens_per_min: float | None, now_s: float) -> None:
-        """Limits as in the settings."""
-        per_s = None if tokens_per_min is None else tokens_per_min / 60
-        self.requests = _bucket(self.requests, rate_rps, burst or max(1.0, rate_rps or 0.0), now_s)
-        self.tokens = _bucket(self.tokens, per_s, tokens_per_min or 0.0, now_s)
-
-
-def _bucket(old: Bucket | None, rate_per_s: float | None, burst: float, now_s: float) -> Bucket | None:
-    if rate_per_s is None:
-        return None
-    if old is None:
-        return Bucket(rate_per_s, burst)
-    old.change(rate_per_s, burst, now_s)
-    return old
-
-
 class Admission:
     """Lets requests in or says why not."""
 
@@ -115,13 +92,13 @@ class Admission:
         self.settle_elsewhere: Callable[[Ask, float, float, bool], None] = lambda ask, reserved, used, refused: None
         """Told of requests whose rates were counted elsewhere: tokens reserved, tokens used, whether it was refused here after all."""
         self._passes: dict[Ask, Pass] = {}
-        self._of_all = Rates()
-        self._of_key: dict[str, Rates] = {key.name: Rates() for key in settings.keys}
+        self.rates = RateLimits(settings)
+        """The rates of all callers and of each key."""
         self._waiting_of: dict[str, int] = {}
         self._limiter: Limiter | None = None
         self._settings = settings
         self._told_limit = math.inf
-        self._set_rates()
+        self.rates.set(settings, clock())
         self._set_limiter(None)
 
     # --- in and out ------------------------------------------------------------------------------------------------------
@@ -135,11 +112,11 @@ class Admission:
         if not shared:
             ask.predicted_tokens = self.lengths.expect(ask)
         one = Pass(shared=shared, admitted_s=now_s)
-        rates = [] if shared else self.rates(ask)
+        rates = [] if shared else self.rates.of(ask)
         if rates or shared:
             one.tokens = self.reserve_tokens(ask)
-        if rates:
-            self._check_rates(rates, one.tokens, now_s)
+        if problem := self.rates.check(rates, one.tokens, now_s):
+            self._refuse(*problem)
         if view.would_wait(ask):
             try:
                 one.wait_s = self._check_wait(ask, view, now_s)
@@ -196,7 +173,7 @@ class Admission:
         if one.shared:
             self.settle_elsewhere(ask, one.tokens, used, False)
         elif one.tokens:
-            for rate in self.rates(ask):
+            for rate in self.rates.of(ask):
                 if rate.tokens is not None:
                     rate.tokens.settle(one.tokens, used, now_s)
 
@@ -209,49 +186,13 @@ class Admission:
         else:
             del self._waiting_of[ask.tenant]
 
-    # --- rates -----------------------------------------------------------------------------------------------------------
-
     def reserve_tokens(self, ask: Ask) -> float:
         """Tokens a request reserves: its prompt and the answer it is expected to have; the end settles the difference."""
         return ask.prompt_tokens + (ask.predicted_tokens or self.lengths.expect(ask))
 
-    def is_of_all(self, rates: Rates) -> bool:
-        """Whether these are the limits of all callers together."""
-        return rates is self._of_all
-
-    def rates(self, ask: Ask) -> list[Rates]:
-        """The limits a request is under: its key's, and those of all."""
-        mine = self._of_key.get(ask.tenant)
-        return [rate for rate in (mine, self._of_all) if rate is not None and (rate.requests or rate.tokens)]
-
-    def _check_rates(self, rates: list[Rates], tokens: float, now_s: float) -> None:
-        for rate in rates:
-            whose = "of all callers" if rate is self._of_all else "of this key"
-            if rate.requests is not None and not rate.requests.has(1.0, now_s):
-                self._refuse(
-                    rate_error(
-                        f"{rate.requests.rate_per_s:g} requests a second {whose}", rate.requests.wait_s(1.0, now_s)
-                    ),
-                    "rate",
-                )
-            if rate.tokens is not None and not rate.tokens.has(tokens, now_s):
-                if tokens > rate.tokens.burst:
-                    self._refuse(too_large(tokens, rate.tokens.burst), "tokens")
-                self._refuse(
-                    rate_error(f"{rate.tokens.burst:g} tokens a minute {whose}", rate.tokens.wait_s(tokens, now_s)),
-                    "tokens",
-                )
-
     def limit_headers(self, ask: Ask) -> list[tuple[bytes, bytes]]:
-        """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`: of the bucket with least left, the key's or that of all."""
-        now_s, told = self._clock(), []
-        rates = self.rates(ask)
-        for what in ("requests", "tokens"):
-            buckets = [bucket for rate in rates if (bucket := getattr(rate, what)) is not None]
-            if buckets:
-                least: Bucket = min(buckets, key=lambda bucket: bucket.fill(now_s))
-                told += limit_headers(what, least.burst, least.level, least.full_s(now_s))
-        return told
+        """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}` of a request's answer."""
+        return self.rates.headers(ask, self._clock())
 
     # --- the queue -------------------------------------------------------------------------------------------------------
 
@@ -331,15 +272,9 @@ class Admission:
     def change(self, settings: Settings) -> None:
         """New limits, from now on; what was let in stays in, levels of buckets stay as far as they fit."""
         old, self._settings = self._settings, settings
-        self._set_rates()
+        self.rates.set(settings, self._clock())
         if old.admission != settings.admission:
             self._set_limiter(self._limiter)
-
-    def _set_rates(self) -> None:
-        now_s, limits = self._clock(), self._settings.admission
-        self._of_all.set(limits.rate_rps, limits.burst, limits.tokens_per_min, now_s)
-        for key in self._settings.keys:
-            self._of_key[key.name].set(key.rate_rps, key.burst, key.tokens_per_min, now_s)
 
     def _set_limiter(self, old: Limiter | None) -> None:
         self._limiter = make_limiter(self._settings.admission, START_LIMIT if old is None else old.limit)
@@ -353,19 +288,3 @@ class Admission:
 
 def _bounded(wait_s: float) -> float:
     return USUAL_RETRY_S if math.isnan(wait_s) else min(max(wait_s, LEAST_RETRY_S), MOST_RETRY_S)
-
-
-def rate_error(words: str, wait_s: float) -> ApiError:
-    """429 of a rate: which one, and when the next request fits."""
-    return slow_down(f"Rate limit reached: {words}", wait_s, "rate_limit_exceeded")
-
-
-def too_large(tokens: float, burst: float) -> ApiError:
-    """400: a request that no waiting would let in."""
-    return bad_request(f"The request needs about {tokens:.0f} tokens, and its limit never holds more than {burst:g}; ask for fewer", "max_tokens", "request_too_large")  # fmt: skip
-
-
-def limit_headers(what: str, limit: float, remaining: float, reset_s: float) -> list[tuple[bytes, bytes]]:
-    """The three headers of one limit, in OpenAI's form: `x-ratelimit-reset-requests: 1.2s`."""
-    values = {"limit": f"{limit:.0f}", "remaining": f"{max(0, math.floor(remaining))}", "reset": f"{reset_s:.3f}s"}
-    return [(f"x-ratelimit-{part}-{what}".encode(), value.encode()) for part, value in values.items()]

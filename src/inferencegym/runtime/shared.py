@@ -13,9 +13,10 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, cast
 
 from inferencegym.ground.errors import ConfigError, MissingExtraError
-from inferencegym.runtime.admission import Admission, Tally, rate_error, too_large
+from inferencegym.runtime.admission import Admission, Tally
 from inferencegym.runtime.buckets import Bucket
 from inferencegym.runtime.ports import Ask, Clock
+from inferencegym.runtime.rates import rate_error, too_large
 from inferencegym.runtime.settings import SharedSettings
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ class SharedLimits:
     def _buckets(self, ask: Ask) -> list[tuple[str, Bucket, str]]:
         """(key, local bucket, whose) of each limit that a request is under."""
         found = []
-        for rates in self._admission.rates(ask):
-            all_ = self._admission.is_of_all(rates)
+        for rates in self._admission.rates.of(ask):
+            all_ = self._admission.rates.is_of_all(rates)
             whose, name = ("of all callers", "all") if all_ else ("of this key", f"key:{ask.tenant}")
             for what in ("requests", "tokens"):
                 bucket: Bucket | None = getattr(rates, what)
