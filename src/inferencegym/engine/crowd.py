@@ -111,14 +111,8 @@ def _fin_push(s: State, r: int, key: int, slot: int) -> None:
 
 
 @kernel
-def fin_pop(s: State, r: int) -> int:
-    """Take the member that finishes first out of the heap; returns its slot."""
-    top = fin_at(s, r, 0)["slot"]
-    n = core_at(s, r)["fin_len"] - 1
-    core_at(s, r)["fin_len"] = n
-    key = fin_at(s, r, n)["key"]
-    slot = fin_at(s, r, n)["slot"]
-    i = 0
+def fin_sink(s: State, r: int, n: int, i: int, key: int, slot: int) -> None:
+    """Put a member into the hole at place i of the heap of n, or below it: members that finish sooner move up."""
     while True:
         child = 2 * i + 1
         if child >= n:
@@ -132,6 +126,15 @@ def fin_pop(s: State, r: int) -> int:
         i = child
     fin_at(s, r, i)["key"] = key
     fin_at(s, r, i)["slot"] = slot
+
+
+@kernel
+def fin_pop(s: State, r: int) -> int:
+    """Take the member that finishes first out of the heap; returns its slot."""
+    top = fin_at(s, r, 0)["slot"]
+    n = core_at(s, r)["fin_len"] - 1
+    core_at(s, r)["fin_len"] = n
+    fin_sink(s, r, n, 0, fin_at(s, r, n)["key"], fin_at(s, r, n)["slot"])
     return top
 
 

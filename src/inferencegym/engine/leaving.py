@@ -6,7 +6,7 @@ Rules: docs/scheduling.md, section 14. A step in flight takes as long as it was 
 from __future__ import annotations
 
 from inferencegym.engine.codes import Ending, Order, Phase, Scheduler
-from inferencegym.engine.crowd import drop_slot, leave, reserves, run_remove, settle
+from inferencegym.engine.crowd import drop_slot, fin_sink, leave, reserves, run_remove, settle
 from inferencegym.engine.ending import end
 from inferencegym.engine.ledger import blocks_for, disown, release
 from inferencegym.engine.memory import (
@@ -21,7 +21,7 @@ from inferencegym.engine.memory import (
     tenant_at,
     wire_at,
 )
-from inferencegym.engine.order import goes_before
+from inferencegym.engine.order import goes_before, sink
 from inferencegym.engine.wire import ready_before, swap_wire
 from inferencegym.ground.jit import kernel
 
@@ -135,19 +135,7 @@ def _leave_heap_of_finishes(s: State, r: int, slot: int) -> None:
         fin_at(s, r, i)["key"] = fin_at(s, r, parent)["key"]
         fin_at(s, r, i)["slot"] = fin_at(s, r, parent)["slot"]
         i = parent
-    while True:
-        child = 2 * i + 1
-        if child >= n:
-            break
-        if child + 1 < n and fin_at(s, r, child + 1)["key"] < fin_at(s, r, child)["key"]:
-            child += 1
-        if key <= fin_at(s, r, child)["key"]:
-            break
-        fin_at(s, r, i)["key"] = fin_at(s, r, child)["key"]
-        fin_at(s, r, i)["slot"] = fin_at(s, r, child)["slot"]
-        i = child
-    fin_at(s, r, i)["key"] = key
-    fin_at(s, r, i)["slot"] = last
+    fin_sink(s, r, n, i, key, last)
 
 
 @kernel
@@ -189,17 +177,7 @@ def _leave_heap_of_waiting(s: State, w: Asked, r: int, slot: int) -> None:
     while i > 0 and goes_before(s, w, r, last, heap_at(s, r, (i - 1) >> 1)["slot"]):
         heap_at(s, r, i)["slot"] = heap_at(s, r, (i - 1) >> 1)["slot"]
         i = (i - 1) >> 1
-    while True:
-        child = 2 * i + 1
-        if child >= n:
-            break
-        if child + 1 < n and goes_before(s, w, r, heap_at(s, r, child + 1)["slot"], heap_at(s, r, child)["slot"]):
-            child += 1
-        if not goes_before(s, w, r, heap_at(s, r, child)["slot"], last):
-            break
-        heap_at(s, r, i)["slot"] = heap_at(s, r, child)["slot"]
-        i = child
-    heap_at(s, r, i)["slot"] = last
+    sink(s, w, r, n, i, last)
 
 
 @kernel

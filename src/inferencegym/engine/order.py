@@ -132,11 +132,8 @@ def _push_heap(s: State, w: Asked, r: int, slot: int) -> None:
 
 
 @kernel
-def _pop_heap(s: State, w: Asked, r: int) -> None:
-    n = core_at(s, r)["heap_len"] - 1
-    core_at(s, r)["heap_len"] = n
-    slot = heap_at(s, r, n)["slot"]
-    i = 0
+def sink(s: State, w: Asked, r: int, n: int, i: int, slot: int) -> None:
+    """Put a request into the hole at place i of the heap of n, or below it: those that go before it move up."""
     while True:
         child = 2 * i + 1
         if child >= n:
@@ -148,6 +145,13 @@ def _pop_heap(s: State, w: Asked, r: int) -> None:
         heap_at(s, r, i)["slot"] = heap_at(s, r, child)["slot"]
         i = child
     heap_at(s, r, i)["slot"] = slot
+
+
+@kernel
+def _pop_heap(s: State, w: Asked, r: int) -> None:
+    n = core_at(s, r)["heap_len"] - 1
+    core_at(s, r)["heap_len"] = n
+    sink(s, w, r, n, 0, heap_at(s, r, n)["slot"])
 
 
 # --- the queue --------------------------------------------------------------------------------------------------------
