@@ -143,15 +143,18 @@ class Chart {
   }
 
   draw(now) {
-    const width = this.box.clientWidth;
+    const { width } = this;
     if (!width) return;
     const [from, to] = this.range();
     const [x, ys] = this.data;
-    this.thinned = thin(x, ys, from, to, Math.max(100, Math.round(width)));
+    this.thinned = thin(x, ys, from, to, Math.max(100, Math.round(width / 2)));
     if (this.options.log) this.thinned = [this.thinned[0], ...this.thinned.slice(1).map((column) => column.map((v) => (v > 0 ? v : null)))];
+    // Many points: hairlines, which cost a browser that draws without a GPU a third.
+    const dense = this.thinned[0].length > width / 2;
+    if (this.plot) for (const one of this.plot.series.slice(1)) one.width = dense ? 1 : 1.5;
     if (this.options.dodge) this.dodge();
     const height = this.options.height;
-    if (!this.plot) this.plot = new UPlot(this.uplot(width, height), this.thinned, this.box), this.plot.over.append(this.line), this.bind();
+    if (!this.plot) this.plot = new UPlot(this.uplot(width, height, dense), this.thinned, this.box), this.plot.over.append(this.line), this.bind();
     else {
       if (this.plot.width !== width || this.plot.height !== height) this.plot.setSize({ width, height });
       this.plot.batch(() => {
@@ -210,7 +213,7 @@ class Chart {
     return [yMin ?? (low === 0 ? 0 : low - room), yMax ?? high + room];
   }
 
-  uplot(width, height) {
+  uplot(width, height, dense) {
     const { unit, xLabel, xUnit, log, stepped, series, axisLabels, bands } = this.options;
     const [from, to] = this.range();
     const axis = { font: FONT, stroke: () => colour("soft"), grid: { stroke: () => colour("rule"), width: 1 }, ticks: { stroke: () => colour("rule"), width: 1, size: 4 }, labelFont: FONT };
@@ -229,7 +232,7 @@ class Chart {
           values: (_, splits) => splits.map((v) => (v === null ? "" : axisLabels ? (axisLabels[v] ?? "") : short(v))) },
       ],
       series: [{}, ...series.map((one, i) => ({
-        label: one.label, width: one.width ?? 1.5, show: this.on[i], spanGaps: false, dash: one.dash ? DASHES[one.slot % 8] : undefined,
+        label: one.label, width: dense ? 1 : 1.5, show: this.on[i], spanGaps: false, dash: one.dash ? DASHES[one.slot % 8] : undefined,
         stroke: () => colour(this.ink(i)), paths: stepped || one.stepped ? steps : undefined,
         fill: one.fill ? () => faint(this.ink(i), 0.18) : undefined,
       }))],

@@ -2,12 +2,15 @@
 // And the house's colours for canvases, which CSS does not reach.
 
 const AGAIN_MS = 100;
-const FRAME_MS = 12;
+const FRAME_MS = 16;
 
 const members = new Map();
 const waiting = new Set();
 let asked = false;
 let colours = null;
+//: Milliseconds that one drawing costs, as measured of late; and of the last turn that drew.
+let cost = 4;
+let [begunLast, mineLast, drawnLast, restUntil] = [0, 0, 0, 0];
 
 addEventListener("themechange", repaint);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
@@ -21,13 +24,19 @@ const seen = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "200px 0px" });
 const sized = new ResizeObserver((entries) => {
-  for (const { target } of entries) members.get(target)?.later();
+  for (const { target, contentRect } of entries) {
+    const one = members.get(target);
+    if (!one) continue;
+    one.width = Math.floor(contentRect.width);
+    one.later();
+  }
 });
 
-/** Take part in the queue: `drawable` has draw(now) and gets later(), visible; `box` is the element that has to be on screen. */
+/** Take part in the queue: `drawable` has draw(now) and gets later(), visible and width (CSS pixels of the box); `box` is the element that has to be on screen. */
 export function queue(drawable, box) {
   drawable.visible = false;
   drawable.drawn = -Infinity;
+  drawable.width = 0;
   drawable.later = () => {
     waiting.add(drawable);
     ask();
@@ -67,20 +76,33 @@ function ask() {
   requestAnimationFrame(turn);
 }
 
-/** Draw those that have waited longest, as long as the frame has time. What is off screen waits until it is seen. */
+/**
+ * Draw those that have waited longest, as long as the frame has time. What is off screen waits until it is seen. A browser without a GPU paints
+ * after our turn, on the same thread: what a drawing costs is measured from one frame to the next, and as much time as was used is left to others.
+ */
 function turn(now) {
   asked = false;
   const begun = performance.now();
+  if (drawnLast) {
+    const gap = begun - begunLast;
+    const late = gap > 1.5 * (1000 / 60);
+    cost += 0.2 * ((late ? gap : mineLast) / drawnLast - cost);
+    restUntil = late ? begun + Math.min(200, gap) : 0;
+    drawnLast = 0;
+  }
   let left = false;
+  let drawn = 0;
   for (const one of [...waiting].sort((a, b) => a.drawn - b.drawn)) {
     if (!one.visible) continue;
-    if (now - one.drawn < AGAIN_MS || performance.now() - begun > FRAME_MS) {
+    if (now - one.drawn < AGAIN_MS || begun < restUntil || (drawn > 0 && (drawn + 1) * cost > FRAME_MS)) {
       left = true;
       continue;
     }
     waiting.delete(one);
     one.drawn = now;
     one.draw(now);
+    drawn += 1;
   }
-  if (left) ask();
+  if (drawn) [begunLast, mineLast, drawnLast] = [begun, performance.now() - begun, drawn];
+  if (left || drawn) ask();
 }

@@ -34,6 +34,7 @@ async function begin() {
   addEventListener("popstate", show);
   addEventListener("needs-key", () => askKey("The server did not accept the key."));
   document.addEventListener("click", follow);
+  new ResizeObserver(() => document.documentElement.style.setProperty("--banners", `${banners.offsetHeight}px`)).observe(banners);
   await know();
 }
 

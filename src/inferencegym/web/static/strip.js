@@ -71,7 +71,7 @@ class Strip {
   }
 
   draw(now) {
-    const width = this.box.clientWidth;
+    const { width } = this;
     if (!width) return;
     const ratio = devicePixelRatio;
     if (this.canvas.width !== Math.round(width * ratio) || this.canvas.height !== Math.round(this.height * ratio)) {
