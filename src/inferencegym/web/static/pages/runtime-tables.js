@@ -41,7 +41,7 @@ function table(caption, heads, rows, none) {
   return h("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": caption },
     h("table", null, h("caption", null, caption),
       h("thead", null, h("tr", null, heads.map(([head, numeric]) => h("th", { scope: "col", class: numeric ? "n" : null }, head)))),
-      h("tbody", null, rows.map((row) => h("tr", null, row.map((cell, i) => (i === 0 ? h("th", { scope: "row" }, cell) : h("td", { class: heads[i][1] ? "n" : null }, cell))))))));
+      h("tbody", null, rows.map((row) => h("tr", null, row.map((cell, i) => (i === 0 ? h("th", { scope: "row", class: heads[0][1] ? "n" : null }, cell) : h("td", { class: heads[i][1] ? "n" : null }, cell))))))));
 }
 
 /** By service class. */

@@ -44,17 +44,20 @@ class Page {
 
   async connect() {
     if (this.left) return;
-    this.forget();
-    this.abort = new AbortController();
+    clearTimeout(this.retry);
+    // Whoever connects anew gives up the connection before.
+    this.abort?.abort();
+    const mine = (this.abort = new AbortController());
+    this.heard();
     let why = "The server ended the connection.";
     try {
       await lines("runtime/stream", (line) => {
         this.heard();
         if (line.type === "end") why = line.why;
         else this.take(line);
-      }, this.abort.signal);
+      }, mine.signal);
     } catch (error) {
-      if (this.left || error.status === 401) return;
+      if (this.left || this.abort !== mine || error.status === 401) return;
       if (error.status === 403) return this.forbid(error.message);
       if (!(error instanceof ApiError) && error.name !== "AbortError") {
         this.lost(error.message);
@@ -62,9 +65,9 @@ class Page {
       }
       why = error.name === "AbortError" ? "Nothing was heard of the server for some seconds." : error.message;
     } finally {
-      clearTimeout(this.silence);
+      if (this.abort === mine) clearTimeout(this.silence);
     }
-    if (!this.left) this.lost(why);
+    if (!this.left && this.abort === mine) this.lost(why);
   }
 
   heard() {
@@ -74,6 +77,7 @@ class Page {
 
   /** The server is away: what is on the page stays, and says how old it is. */
   lost(why) {
+    this.forget();
     this.root.dataset.connection = "lost";
     const wait_s = WAITS_S[Math.min(this.tries++, WAITS_S.length - 1)];
     const now = () => this.connect();
@@ -103,16 +107,18 @@ class Page {
 
   take(line) {
     if (line.type === "hello") this.begin(line);
-    else if (!this.history.add(line)) return this.abort.abort();
+    else if (!this.history.add(line)) return this.connect(); // too slow for the stream: everything anew
     if (!this.paused) this.show();
   }
 
   begin(hello) {
     const what = this.history.begin(hello);
     this.tries = 0;
+    this.forget();
     this.root.dataset.connection = "live";
-    if (what === "restarted") this.ctx.banner("info", "The server was restarted: its counters and this page's history began again.");
-    if (what === "other") this.ctx.banner("info", `Another worker of the server answers now (number ${hello.worker.number}): these are its figures.`);
+    if (what === "restarted" || what === "other") this.note?.();
+    if (what === "restarted") this.note = this.ctx.banner("info", "The server was restarted: its counters and this page's history began again.");
+    if (what === "other") this.note = this.ctx.banner("info", `Another worker of the server answers now (number ${hello.worker.number}): these are its figures.`);
     if (what === "first" || what === "restarted") this.build();
   }
 
