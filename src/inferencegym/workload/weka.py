@@ -123,7 +123,7 @@ def _read_ids(path: Path, session: Ints, rows: Ints, place: Ints) -> tuple[Ints,
 
 
 def _groups(path: Path, wanted: Ints, *, lengths_only: bool) -> Any:
-    """(first row, offsets, ids) of each row group that holds a wanted row."""
+    """(first row, offsets, ids) of each row group that holds a wanted row, from its first such row to its last."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -132,11 +132,17 @@ def _groups(path: Path, wanted: Ints, *, lengths_only: bool) -> Any:
         with pq.ParquetFile(path) as file:
             for group in range(file.metadata.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
-                if (wanted[first : first + size] >= 0).any():
+                here = np.flatnonzero(wanted[first : first + size] >= 0)
+                if len(here):
                     found = file.read_row_group(group, columns=["hash_ids"]).column("hash_ids")
-                    table = Table(path, {"hash_ids": found}, size, {})
-                    offsets, values = table.lists("hash_ids")
-                    yield first, offsets, values[:0] if lengths_only else values
+                    low, many = int(here[0]), int(here[-1] - here[0]) + 1
+                    table = Table(path, {"hash_ids": found.slice(low, many)}, many, {})
+                    try:
+                        offsets, values = table.lists("hash_ids")
+                    except InputError as error:
+                        row = None if error.row is None else first + low + error.row
+                        raise InputError(error.problem, file=path, row=row, column=error.column) from error
+                    yield first + low, offsets, values[:0] if lengths_only else values
                 first += size
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"cannot be read as Parquet: {str(error).splitlines()[0]}", file=path) from error
