@@ -122,7 +122,7 @@ class Page {
     return h("div", { class: "ways" },
       arena ? h("a", { href: query, "data-page": "arena" }, "Arena", h("span", { class: "sr" }, ` run of ${one.name} on ${task.name}`)) : null,
       one.weights ? h("button", { type: "button", class: "plain", onclick: () => this.keep(one.weights, `${task.name}.npz`) }, "Weights", h("span", { class: "sr" }, ` of ${one.name} on ${task.name}`)) : null,
-      !one.arena && !one.weights ? h("span", { class: "soft" }, "from a checkout: how it was made") : null);
+      !one.arena && !one.weights ? h("span", { class: "soft" }, "a file of the repository") : null);
   }
 
   async keep(path, name) {
