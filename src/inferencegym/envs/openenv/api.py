@@ -6,9 +6,9 @@ Settings belong to the request that carries them; the server keeps none, so no u
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Body
@@ -19,14 +19,17 @@ from inferencegym.envs.batch import Outcome
 from inferencegym.envs.episode import Episode, record
 from inferencegym.envs.openenv import answers, tasks
 from inferencegym.envs.openenv.contract import whole
+from inferencegym.envs.overrides import overridden
 from inferencegym.envs.pagedkv import PagedTask
 from inferencegym.envs.splits import SPLIT_SIZE, SPLITS
 from inferencegym.ground.errors import ConfigError, UnknownNameError
 from inferencegym.policies.catalogue import policy, policy_names
 
-#: KV tokens a block holds; the surface's sizes are in these blocks.
-TOKENS_PER_BLOCK = 16
 LADDER = ("easy", "medium", "hard")
+#: Overrides of a task, and the settings that stand for them.
+_OVERRIDES = {
+    "gpu_blocks": "gpu_total_blocks", "cpu_blocks": "cpu_total_blocks", "block_tokens": "tokens_per_block", "horizon_ticks": "max_ticks",
+}  # fmt: skip
 
 
 class Settings(BaseModel):
@@ -36,6 +39,9 @@ class Settings(BaseModel):
 
     gpu_total_blocks: whole(500, 100_000) | None = Field(None, description="KV blocks on the GPU")
     cpu_total_blocks: whole(1, 1_000_000) | None = Field(None, description="KV blocks on the CPU")
+    tokens_per_block: Literal[8, 16, 32, 64] | None = Field(
+        None, description="KV tokens that a block holds; the link moves as many bytes as before"
+    )
     max_ticks: whole(1, 10_000) | None = Field(None, description="ticks of an episode")
 
 
@@ -71,7 +77,7 @@ def resolved(name: str, settings: Settings) -> dict[str, int]:
     return {
         "gpu_total_blocks": settings.gpu_total_blocks or rules.gpu_blocks,
         "cpu_total_blocks": rules.cpu_blocks if settings.cpu_total_blocks is None else settings.cpu_total_blocks,
-        "tokens_per_block": TOKENS_PER_BLOCK,
+        "tokens_per_block": settings.tokens_per_block or rules.block_tokens,
         "max_ticks": settings.max_ticks or rules.horizon_ticks,
         "decisions_per_tick": rules.decisions_per_tick,
     }
@@ -95,16 +101,8 @@ class _Run:
 @lru_cache(maxsize=16)
 def _simulated(agent: str, name: str, split: str, seed: int, settings: Settings) -> _Run:
     task = _paged(name)
-    if settings != Settings():
-        own = resolved(name, settings)
-        rules = replace(
-            task.rules,
-            gpu_blocks=own["gpu_total_blocks"],
-            cpu_blocks=own["cpu_total_blocks"],
-            horizon_ticks=own["max_ticks"],
-        )
-        # Another name, so that nothing compares it with the shipped task's anchors.
-        task = PagedTask(f"{name}-own", task.description, rules, task.demand, task.hardware)
+    asked = {ours: value for ours, theirs in _OVERRIDES.items() if (value := getattr(settings, theirs)) is not None}
+    task = overridden(task, asked)
     episode = record(task, policy(agent, "paging"), split=split, scenario=seed)
     judged = tasks.judged(task, Outcome(episode.value, episode.parts, episode.facts), split, seed)
     facts = episode.facts
