@@ -276,7 +276,7 @@ def test_our_gateway_passes_the_whole_suite_on_the_mock(tmp_path):
     assert skipped == {"wrong-key"}
     assert verdicts["drain-stream"] == verdicts["leave-queue"] == "pass"
     assert done.exit_code == 0
-    assert "<strong>Conforms</strong>" in (tmp_path / "c.html").read_text()
+    assert ">Conforms</strong>" in (tmp_path / "c.html").read_text()
 
 
 def test_every_check_has_its_own_name_and_says_something():

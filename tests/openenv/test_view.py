@@ -88,7 +88,9 @@ def test_a_pool_of_any_size_fits_the_map():
         html, height = poolview._map(pool, 0.0)
         assert height < 400
         per_cell = max(1, -(-blocks // 10_000))
-        assert drawn_cells(html, "#d55e00") + drawn_cells(html, "#bcd8ea") == pytest.approx(blocks / per_cell)
+        assert drawn_cells(html, poolview.KINDS[0][1]) + drawn_cells(html, poolview.KINDS[5][1]) == pytest.approx(
+            blocks / per_cell
+        )
 
 
 def test_the_queue_shows_who_waits_for_how_long():

@@ -100,7 +100,9 @@ def _table(rows: list[Row], counted: bool) -> str:
         cells += [html.escape(text) for text in asked_cells(row.asked, asked)]
         lines.append([*cells, *(f"{row.parts.get(name, 0.0):+.3f}" for name in terms)])
     titles = [html.escape(text) for text in heads] + [f"<i>{html.escape(name)}</i>" for name in terms]
-    return table("Interquartile mean and 95 % interval of each policy; other figures are means.", titles, lines)
+    return table(
+        f"{rows[0].task}: interquartile mean and 95 % interval of each policy; other figures are means.", titles, lines
+    )
 
 
 def _chart(rows: list[Row]) -> str:
