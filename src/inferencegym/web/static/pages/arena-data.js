@@ -53,7 +53,7 @@ export class Samples {
 /**
  * Follow a run to its end, through lost connections and restarts of the server.
  * @param {object} run as POST api/runs gave it
- * @param {object} told onRun(run): it begins (again), with empty samples; onSamples(); onEnded(policy); onState(state, place, message);
+ * @param {object} told onRun(run): it begins (again), with empty samples; onSamples(policy, first); onEnded(policy); onState(state, place, message);
  *   onLost(seconds, now): next attempt is so far away, now() makes it at once; onBack(): connected again; onReplayed(): the server had forgotten it
  * @param {AbortSignal} signal ends everything
  */
@@ -103,12 +103,18 @@ async function stream(now, told, signal, onFirst) {
       if (first) onFirst();
       first = false;
       if (header.type === "alive") {
+        // A run that waits no longer has begun, even if nothing has come of it yet.
+        if (now.run.state === "waiting" && header.place === 0) now.run.state = "running";
         told.onState(null, header.place, "");
         return;
       }
       if (header.type === "samples") {
         if (!now.samples.put(header.policy, header.first, header.rows, payload)) throw new Gap();
-        told.onSamples();
+        const one = now.run.policies[header.policy];
+        const begun = one.state === "waiting";
+        if (begun) one.state = "running";
+        if (now.run.state === "waiting") now.run.state = "running";
+        told.onSamples(header.policy, begun);
       } else if (header.type === "ended") {
         Object.assign(now.run.policies[header.policy], { state: header.state, result: header.result ?? null, message: header.message ?? "" });
         told.onEnded(header.policy);

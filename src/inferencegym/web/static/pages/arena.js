@@ -37,6 +37,11 @@ class Arena {
       this.ctx.banner("error", `This link cannot be played here: ${unknown}`);
       return;
     }
+    if (!Number.isInteger(spec.seed)) {
+      this.empty();
+      this.form.complain({ field: "seed", message: `The link's seed, ${spec.seed}, is no whole number.` });
+      return;
+    }
     this.start(spec);
   }
 
@@ -88,7 +93,12 @@ class Arena {
   told(signal) {
     return {
       onRun: (run, samples) => !signal.aborted && this.shown(run, samples),
-      onSamples: () => (this.fresh = true),
+      onSamples: (i, first) => {
+        this.fresh = true;
+        if (!first) return;
+        this.cards[i].state();
+        this.status();
+      },
       onEnded: (i) => {
         this.cards[i].state();
         this.finished();
@@ -181,7 +191,7 @@ class Arena {
     const { state, place, message } = this.run;
     const words = {
       waiting: place > 0 ? `Waiting in line: place ${integer(place)}. The server plays a few runs at a time.` : "Waiting for a place on the server.",
-      running: "The server is playing this run.",
+      running: this.samples.front ? "The server is playing this run." : "The run begins; the server loads what it needs.",
       done: "The run has ended; everything is here.",
       failed: `The run failed: ${message || "the server did not say why"}`,
     }[state] ?? state;
