@@ -160,7 +160,7 @@ def test_without_a_crash_it_says_what_it_lost_and_to_whom():
         "parts": {"goodput": 0.68, "latency": 0.23, "residency": 0.039, "floor": 0.001},
     }
     worse = better | {"value": 0.1}
-    asked, episode, told = played("easy", "lru", others=(("planner", better), ("other", worse)))
+    _, episode, told = played("easy", "lru", others=(("planner", better), ("other", worse)))
     assert not told["crashed"]
     assert told["samples"] == []
     text = " ".join(told["words"])
@@ -184,7 +184,7 @@ def test_the_costliest_stretch_is_where_the_penalties_fell():
 
 
 def test_the_worst_windows_of_a_deployment_are_found():
-    asked, episode, told = played("bursty_workload", "random", {"windows": 40})
+    asked, _, told = played("bursty_workload", "random", {"windows": 40})
     found = detail.replay(asked)
     share = np.array([found.at(d).facts(0)["slo_compliance_rate"] for d in range(1, 41)])
     assert f"{(share < 0.9).sum()} of 40 windows" in " ".join(told["words"])

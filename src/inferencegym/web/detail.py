@@ -24,7 +24,8 @@ from inferencegym.web.replay import Replay
 
 #: Most decisions that `rows` gives at once, and points of a reward term's course.
 MOST_ROWS, MOST_POINTS = 500, 1000
-_KEPT = 4
+#: Replays at hand: as many as a run has policies.
+_KEPT = 6
 _replays: OrderedDict[str, Replay] = OrderedDict()
 
 
@@ -107,7 +108,7 @@ def legal(found: Replay, decision: int) -> bool:
     action, mask = found.actions[decision], found.masks[decision]
     if found.levers is None:
         return bool(mask[int(action)])
-    return found.task.surface.legal(found.task.surface.action(action), mask)
+    return bool(found.task.surface.legal(found.task.surface.action(action), mask))
 
 
 def course(asked: Asked, first: int = 0) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from inferencegym.ground.errors import ConfigError
-from inferencegym.web import answers
 from inferencegym.web.desk import Desk
 from inferencegym.web.runs import RunTable, UnknownRunError
 from inferencegym.web.spec import Spec
@@ -59,10 +59,9 @@ class EpisodeRoutes:
             results = [part.result for part in self._runs.find(run).parts]
         except UnknownRunError as error:
             raise HTTPException(404, str(error)) from error
-        said = await self._desk.call(
-            at_desk, module, function, f"{run}/{policy}", policy, spec, actions, results, *arguments
-        )
-        return answers.answer(said)
+        key = f"{run}/{policy}"
+        said = await self._desk.call(at_desk, module, function, key, policy, spec, actions, results, *arguments)
+        return Response(said, media_type="application/json")
 
 
 def at_desk(
@@ -74,8 +73,8 @@ def at_desk(
     actions: bytes,
     results: Sequence[dict[str, Any] | None],
     *arguments: Any,
-) -> Any:
-    """Over there: find the function and ask it. The modules are named, not imported, so that the server need not load them."""
+) -> bytes:
+    """Over there: find the function, ask it, and encode what it says. The modules are named, not imported, so that the server need not load them."""
     detail = import_module("inferencegym.web.detail")
     call: Callable[..., Any] = getattr(import_module(f"inferencegym.web.{module}"), function)
     others = tuple(
@@ -84,7 +83,7 @@ def at_desk(
         if i != policy and result is not None
     )
     asked = detail.Asked(key, spec.task, spec.split, spec.seed, actions, spec.overrides, results[policy], others)
-    return call(asked, *arguments)
+    return msgspec.json.encode(call(asked, *arguments))
 
 
 def _number(request: Request, name: str, default: int) -> int:
