@@ -78,7 +78,7 @@ class Feed:
         self.born = f"{os.getpid()}-{time.time_ns():x}"
         """Unlike that of any other gateway, also of this one after a restart."""
         self._frozen: dict[int, ItlHistogram] = {}
-        self._marks: deque[_Mark] = deque()
+        self._marks: deque[_Mark] = deque(maxlen=round(WINDOW_S / EVERY_S) + 2)
         self._lines: deque[tuple[int, bytes]] = deque(maxlen=_LINES)
         self._hello: tuple[int, bytes] = (-1, b"")
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
@@ -175,12 +175,7 @@ class Feed:
             self.standing.totals(),
             tuple(f.decided for f in figures),
             tuple(f.met for f in figures),
-            {
-                name: sum(
-                    (self._freeze(getattr(f, name)) for f in figures[1:]), self._freeze(getattr(figures[0], name))
-                )
-                for name in _MERGED
-            },
+            {name: self._merge(name, [getattr(f, name) for f in figures]) for name in _MERGED},
             [{name: self._freeze(getattr(f, name)) for name in _BY_CLASS} for f in some],
         )
 
@@ -190,6 +185,15 @@ class Feed:
         if held is None or held.count != histogram.count:
             held = self._frozen[id(histogram)] = histogram.frozen()
         return held
+
+    def _merge(self, name: str, histograms: Sequence[Histogram]) -> ItlHistogram:
+        """All classes together; the same object as before while nothing was counted."""
+        if self._marks:
+            before = self._marks[-1].merged[name]
+            if before.count == sum(one.count for one in histograms):
+                return before
+        first, *rest = (self._freeze(one) for one in histograms)
+        return sum(rest, first)
 
     def _values(self, mark: _Mark, before: _Mark, first: _Mark, moment: Moment) -> list[float]:
         """The sample's row, in the columns' order."""
