@@ -165,6 +165,11 @@ class Chart {
       });
       this.plot.redraw(true, true);
     }
+    if (this.pointAgain) {
+      // The pointer has not moved, but what lies under it has.
+      this.pointAgain = false;
+      this.point(this.plot.posToVal(this.plot.cursor.left, "x"));
+    }
     this.tell();
     if (now - this.told > 2000) {
       this.told = now;
@@ -331,6 +336,7 @@ class Chart {
     const zoom = [u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")];
     u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
     this.setZoom(zoom);
+    this.pointAgain = true;
   }
 
   /** Show a stretch [from, to] of x in all charts of the group; null: everything. A double click does that too. */

@@ -33,7 +33,7 @@ export class Card {
     this.look = h("button", { type: "button", class: "small", "data-look": String(slot), "aria-label": `Look into ${name}`, onclick: () => onLook(i) }, "Look into it");
     this.element = h("article", { class: "card policy", "data-card": String(slot), "aria-label": name },
       h("header", null, h("span", { class: `order slot-${slot % 8}`, "aria-hidden": "true" }, String(slot + 1)), h("h3", null, name), this.badge),
-      h("dl", { class: "facts score" }, h("dt", null, "Score at the playhead"), this.score),
+      h("dl", { class: "facts score" }, h("dt", null, "Score so far"), this.score),
       this.grade, this.more, this.message, h("div", { class: "row" }, this.look, this.eye));
     this.renew(run);
   }
@@ -79,7 +79,7 @@ export class Card {
 }
 
 //: Units that the labels say already.
-const WORDLESS = new Set(["requests", "value"]);
+const WORDLESS = new Set(["requests", "value", "blocks"]);
 
 /** Parts of every policy's score, as a table with bars. Empty until one has ended. */
 export function breakdown(run) {

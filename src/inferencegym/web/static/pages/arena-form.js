@@ -273,6 +273,6 @@ function grouped(items, by) {
 /** What is ticked at first: the learned policy and the best that never changes, or else the last two of those that are quick. */
 function first(task) {
   const quick = task.policies.filter((one) => one.quick);
-  const best = quick.filter((one) => one.kind === "learned" || one.kind === "static");
+  const best = [...quick.filter((one) => one.kind === "learned"), ...quick.filter((one) => one.kind === "static")];
   return (best.length > 1 ? best : quick.slice(-2)).slice(0, 2).map((one) => one.name);
 }
