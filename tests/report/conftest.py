@@ -13,6 +13,8 @@ import pytest
 from tests.starting import free_port, until_healthy
 
 VERBS = ("simulate", "evaluate", "load", "explain")
+#: As many columns as a table can be asked to print.
+MANY_RUNS = "engine.max_num_seqs=" + ",".join(str(8 * i) for i in range(1, 13))
 
 
 def verb(*options: str) -> str:
@@ -41,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, served: str) -> dict[str, tup
     report = {name: str(folder / f"{name}.html") for name in VERBS}
     synthetic = ("--trace", "azure-code", "--duration", "20", "--rate", "2")
     lines = {
-        "simulate": verb("simulate", *synthetic, "--set", "engine.max_num_seqs=4,64", "--report", report["simulate"]),
+        "simulate": verb("simulate", *synthetic, "--set", MANY_RUNS, "--report", report["simulate"]),
         "evaluate": verb("evaluate", "--policy", "lru,best-static,learned", "--task", "easy", "--seeds", "2", "--workers", "1", "--report", report["evaluate"]),
         "load": verb("load", "--url", served, "--concurrency", "1,2", "--requests", "3", "--output-tokens", "4", "--report", report["load"]),
         "explain": verb("explain", "learned", "--task", "static_workload", "--seeds", "1", "--report", report["explain"]),

@@ -59,8 +59,8 @@ tbody th{white-space:normal;min-width:7rem}.charts svg text,.grows svg text{font
 _PRINT = """
 @page{margin:14mm}
 @media print{:root{--ink:#000;--soft:#333}body{font-size:10pt}main{max-width:none;padding:0}h1,h2,h3,summary,caption,.legend{break-after:avoid}
-h2{margin-top:1.2rem}figure,tr,dl,.legend{break-inside:avoid}h2+p,h3+p,p:has(+.legend){break-after:avoid}.scroll,figure .pan,pre{overflow:visible}pre{white-space:pre-wrap}
-table{width:100%;font-size:8.5pt}th,td{padding:.15rem .4rem}thead th{overflow-wrap:break-word}tbody :is(th,td){overflow-wrap:anywhere}tbody th{white-space:normal;min-width:6em}tbody td{min-width:4em}.many{font-size:6.5pt}.many :is(th,td){overflow-wrap:anywhere;min-width:0;padding:.1rem .2rem}caption span{position:static;max-width:none}
+h2{margin-top:1.2rem}figure,tr,dl,.legend{break-inside:avoid}tbody tr:first-child{break-before:avoid}h2+p,h3+p,p:has(+.legend){break-after:avoid}.scroll,figure .pan,pre{overflow:visible}pre{white-space:pre-wrap}
+table{width:100%;font-size:8.5pt}th,td{padding:.15rem .4rem}thead th{overflow-wrap:break-word}tbody :is(th,td){overflow-wrap:anywhere}tbody th{white-space:normal;min-width:6em}tbody td{min-width:4em}.many{font-size:6.5pt}.many :is(th,td){overflow-wrap:anywhere;padding:.1rem .15rem}.many td{min-width:0}.many em{white-space:normal;font-size:1em}caption span{position:static;max-width:none}
 svg{min-width:0!important}.grows svg{max-width:26rem!important}.charts{grid-template-columns:1fr 1fr}details::details-content{content-visibility:visible;block-size:auto;display:block}
 .key,.legend svg,svg,tr.marked>*,code,pre{print-color-adjust:exact;-webkit-print-color-adjust:exact}thead{display:table-header-group}}
 """
