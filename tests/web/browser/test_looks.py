@@ -37,7 +37,7 @@ def arena_table(page, server):
 
 
 def episode_crashed(page, server):
-    path = arena_path("hard", ("random", "sieve"), horizon_ticks=600, gpu_blocks=1500).replace("/arena?", "/episode?")
+    path = arena_path("hard", ("lru", "sieve"), horizon_ticks=1500, gpu_blocks=1000).replace("/arena?", "/episode?")
     page.goto(f"{server.page}{path}&policy=0")
     page.locator("#kv-map").wait_for()
     page.locator("#why").wait_for()

@@ -13,8 +13,9 @@ from playwright.sync_api import expect
 from tests.web.browser.driving import Wire, arena_path, ended
 
 TWO = ("sieve", "lru")
+SIX = (*TWO, "largest-first", "size-and-age", "vip-first", "swapper")
 #: Long enough that a wire can be cut in the middle of it.
-LONG = arena_path("hard", TWO, seed=7)
+LONG = arena_path("hard", SIX, seed=7)
 
 
 def figures(page):
@@ -39,7 +40,7 @@ def test_a_cut_connection_is_told_and_the_run_goes_on_where_it_was(env_server, v
         with mine.watch.expecting("ERR_", "Failed to load"):
             wire.cut()
             expect(banner(page).first).to_contain_text(re.compile("connection|lost|reach", re.IGNORECASE))
-            ended(theirs, 2, 120)
+            ended(theirs, 6, 120)
             assert page.locator("[data-card][data-state=running]").count() > 0, (
                 "the page claims an end that it cannot know"
             )
@@ -48,7 +49,7 @@ def test_a_cut_connection_is_told_and_the_run_goes_on_where_it_was(env_server, v
             now = page.locator("#banners").get_by_role("button", name=re.compile("now|again", re.IGNORECASE))
             if now.count():
                 now.first.click()
-            ended(page, 2, 120)
+            ended(page, 6, 120)
         assert figures(page) == figures(theirs)
         expect(banner(page)).to_have_count(0)
     finally:
@@ -68,7 +69,7 @@ def test_a_server_that_starts_again_plays_the_run_again(own_server, viewers):
         expect(banner(fresh).first).to_contain_text(re.compile("connection|lost|reach", re.IGNORECASE))
         server.start()
         expect(banner(fresh).filter(has_text=re.compile("restarted|again", re.IGNORECASE)).first).to_be_visible()
-        ended(fresh, 2, 120)
+        ended(fresh, 6, 120)
         page.reload()
         ended(page, 2)
     assert figures(page) == before
