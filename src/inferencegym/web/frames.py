@@ -44,15 +44,29 @@ def alive(place: int) -> bytes:
     return frame({"type": "alive", "place": place})
 
 
+class Reader:
+    """Takes a stream's pieces, wherever they are cut, and gives its frames."""
+
+    def __init__(self) -> None:
+        self.held = b""
+        """The beginning of a frame whose rest has not come."""
+
+    def feed(self, piece: bytes) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """The (header, payload) of every frame that is whole now. Read it to its end."""
+        data, at = self.held + piece, 0
+        while len(data) - at >= _HEAD.size:
+            head, size = _HEAD.unpack_from(data, at)
+            body = at + _HEAD.size + head
+            if len(data) < body + size:
+                break
+            yield msgspec.json.decode(data[at + _HEAD.size : body]), data[body : body + size]
+            at = body + size
+        self.held = data[at:]
+
+
 def read(data: bytes) -> Iterator[tuple[dict[str, Any], bytes]]:
     """The (header, payload) of whole frames; InputError if the bytes end within one."""
-    at = 0
-    while at < len(data):
-        if len(data) - at < _HEAD.size:
-            raise InputError(f"ends within a frame, at byte {at}")
-        head, size = _HEAD.unpack_from(data, at)
-        body = at + _HEAD.size + head
-        if len(data) < body + size:
-            raise InputError(f"ends within a frame, at byte {at}")
-        yield msgspec.json.decode(data[at + _HEAD.size : body]), data[body : body + size]
-        at = body + size
+    reader = Reader()
+    yield from reader.feed(data)
+    if reader.held:
+        raise InputError(f"ends within a frame, {len(reader.held)} bytes after its beginning")
