@@ -42,12 +42,14 @@ export class Transport {
   }
 
   touch(decision) {
+    if (!this.total) return;
     this.stop();
     this.options.onTouch();
     this.options.onMove(Math.max(0, Math.min(this.total, decision)), false);
   }
 
   start() {
+    if (!this.total) return;
     if (this.at >= this.total) this.options.onMove(0, true);
     this.options.onTouch();
     this.exact = this.at;

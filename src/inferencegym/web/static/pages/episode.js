@@ -15,6 +15,7 @@ import { KvMap } from "./kvmap.js";
 const COURSE_MS = 1200;
 const ADDRESS_MS = 300;
 const LOG_MS = 250;
+const RETRY_MS = 4000;
 const GPU_COLOURS = ["kv-active-vip", "kv-active-free", "kv-loading-vip", "kv-loading-free", "kv-idle-vip", "kv-idle-free", "kv-leaving"];
 const CPU_COLOURS = ["kv-idle-vip", "kv-idle-free", "warn", "kv-leaving"];
 const STATES = { waiting: ["○", "WAITING", "soft"], running: ["▶", "RUNNING", "accent"], completed: ["✓", "COMPLETED", "ok"], crashed: ["✕", "CRASHED", "bad"], failed: ["!", "FAILED", "bad"] };
@@ -120,6 +121,7 @@ class Episode {
   }
 
   begin() {
+    this.following = true;
     follow(this.run, {
       onRun: (run, samples) => {
         this.run = run;
@@ -142,7 +144,10 @@ class Episode {
       onLost: (left, now) => this.lost(left, now),
       onBack: () => this.back(),
       onReplayed: () => this.ctx.banner("info", "The server was restarted; the run is played again, with the same numbers."),
-    }, this.signal).catch((error) => this.fail(error)).then(() => this.signal.aborted || this.tellState());
+    }, this.signal).catch((error) => this.fail(error)).finally(() => {
+      this.following = false;
+      if (!this.signal.aborted) this.look(true);
+    });
     this.look(true);
   }
 
@@ -315,17 +320,46 @@ class Episode {
     this.fetch();
   }
 
-  /** What goes wrong is told once; a lost connection and a forgotten run are the stream's to mend. */
+  /** What goes wrong is told once. While the run's stream goes on, a lost connection and a forgotten run are its to mend; afterwards they are ours. */
   fail(error) {
     if (this.signal.aborted || error.name === "AbortError") return;
     if (!(error instanceof ApiError)) throw error;
-    if (error.status === 0 || error.status === 404) return;
-    this.closers.fail?.();
-    this.closers.fail = this.ctx.banner("error", error.message);
+    // Played again after a restart: what was asked for will be there soon.
+    const early = error.field === "decision" && !this.mine.result;
+    if (early || this.following && (error.status === 0 || error.status === 404)) return;
+    if (error.status === 404) this.again();
+    else if (error.status === 0) {
+      this.closers.lost?.();
+      clearTimeout(this.retry);
+      const now = () => {
+        clearTimeout(this.retry);
+        this.back();
+      };
+      this.closers.lost = this.ctx.banner("warn", error.message, { label: "Try now", action: now });
+      this.retry = setTimeout(now, RETRY_MS);
+    } else {
+      this.closers.fail?.();
+      this.closers.fail = this.ctx.banner("error", error.message);
+    }
+  }
+
+  /** The server does not know the run any more, though it had ended: ask for it anew. */
+  async again() {
+    if (this.following) return;
+    this.following = true;
+    try {
+      this.run = await post("runs", this.run.spec, this.signal);
+    } catch (error) {
+      this.following = false;
+      this.fail(error);
+      return;
+    }
+    this.ctx.banner("info", "The server was restarted; the run is played again, with the same numbers.");
+    this.begin();
   }
 
   destroy() {
-    for (const timer of [this.looking, this.logLater, this.addressLater]) clearTimeout(timer);
+    for (const timer of [this.looking, this.logLater, this.addressLater, this.retry]) clearTimeout(timer);
     this.transport.destroy();
     this.course.destroy();
     this.gpu?.destroy();
