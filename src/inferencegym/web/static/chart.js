@@ -1,6 +1,8 @@
 // Charts over time: uPlot on a canvas, with what a reader needs around it (units, a legend with values, a table, a summary in words).
 //
 // Charts with the same `sync` share their cursor and their zoom.
+import { paintLevels, paintMarks, paintStretches } from "./chart-ink.js";
+import { summaryOf, tableOf } from "./chart-words.js";
 import { h } from "./dom.js";
 import { DASH, number } from "./format.js";
 import { colour, faint, queue, unqueue } from "./drawing.js";
@@ -173,7 +175,7 @@ class Chart {
     this.tell();
     if (now - this.told > 2000) {
       this.told = now;
-      this.box.setAttribute("aria-label", this.summary());
+      this.box.setAttribute("aria-label", summaryOf(this.options, this.caption(), this.data, this.thinned, (v) => this.text(v)));
     }
   }
 
@@ -243,8 +245,8 @@ class Chart {
       }))],
       bands: bands.filter((band) => band.upper !== undefined).map((band) => ({ series: [band.upper + 1, band.lower + 1], fill: () => faint(this.ink(band.upper), 0.18) })),
       hooks: {
-        drawClear: [(u) => this.drawStretches(u)],
-        draw: [(u) => this.drawLevels(u), (u) => this.drawMarks(u), () => this.placePlayhead()],
+        drawClear: [(u) => paintStretches(u, bands.filter((band) => band.from !== undefined))],
+        draw: [(u) => paintLevels(u, this.options.levels), (u) => paintMarks(u, this.thinned, this.signs()), () => this.placePlayhead()],
         setSelect: [(u) => this.zoomed(u)],
       },
     };
@@ -255,54 +257,8 @@ class Chart {
     return one.colour ?? `series-${one.slot % 8}`;
   }
 
-  drawStretches(u) {
-    for (const { from, to, label } of this.options.bands.filter((band) => band.from !== undefined)) {
-      const left = Math.max(u.bbox.left, u.valToPos(from, "x", true));
-      const right = Math.min(u.bbox.left + u.bbox.width, u.valToPos(to, "x", true));
-      if (right <= left) continue;
-      u.ctx.save();
-      u.ctx.fillStyle = faint("soft", 0.15);
-      u.ctx.fillRect(left, u.bbox.top, right - left, u.bbox.height);
-      if (label) write(u, label, left + 4 * devicePixelRatio, u.bbox.top + 12 * devicePixelRatio, colour("soft"), "left");
-      u.ctx.restore();
-    }
-  }
-
-  drawLevels(u) {
-    for (const { label, value } of this.options.levels) {
-      const y = u.valToPos(value, "y", true);
-      if (y < u.bbox.top || y > u.bbox.top + u.bbox.height) continue;
-      const { ctx } = u;
-      ctx.save();
-      ctx.strokeStyle = colour("bad");
-      ctx.lineWidth = devicePixelRatio;
-      ctx.setLineDash([6 * devicePixelRatio, 4 * devicePixelRatio]);
-      ctx.beginPath();
-      ctx.moveTo(u.bbox.left, y);
-      ctx.lineTo(u.bbox.left + u.bbox.width, y);
-      ctx.stroke();
-      ctx.restore();
-      write(u, label, u.bbox.left + u.bbox.width - 4 * devicePixelRatio, y - 4 * devicePixelRatio < u.bbox.top + 10 * devicePixelRatio ? y + 13 * devicePixelRatio : y - 4 * devicePixelRatio, colour("bad"), "right");
-    }
-  }
-
-  /** Each line's own sign at its end, so that nobody has to tell lines apart by colour alone. */
-  drawMarks(u) {
-    const ends = [];
-    this.options.series.forEach((one, i) => {
-      if (!one.mark || !this.on[i]) return;
-      const column = this.thinned[i + 1];
-      let k = column.length - 1;
-      while (k >= 0 && column[k] === null) k--;
-      if (k >= 0) ends.push({ text: one.mark, ink: this.ink(i), x: u.valToPos(this.thinned[0][k], "x", true), y: u.valToPos(column[k], "y", true) });
-    });
-    const size = 13 * devicePixelRatio;
-    const bottom = u.bbox.top + u.bbox.height;
-    apart(ends, size, bottom);
-    for (const end of ends) {
-      const x = Math.min(end.x + 3 * devicePixelRatio, u.bbox.left + u.bbox.width + 2 * devicePixelRatio);
-      write(u, end.text, x, end.y + 4 * devicePixelRatio, colour(end.ink), "left", "bold ");
-    }
+  signs() {
+    return this.options.series.map((one, i) => (one.mark && this.on[i] ? { text: one.mark, ink: this.ink(i) } : null));
   }
 
   bind() {
@@ -377,64 +333,13 @@ class Chart {
     return this.options.axisLabels?.[v] ?? number(v);
   }
 
-  summary() {
-    const { series } = this.options;
-    const parts = series.map((one, i) => {
-      const column = this.thinned[i + 1].filter((v) => v !== null);
-      if (!column.length) return `${one.label}: no values`;
-      let low = column[0];
-      let high = column[0];
-      for (const v of column) {
-        if (v < low) low = v;
-        if (v > high) high = v;
-      }
-      if (this.options.axisLabels) return `${one.label}: last ${this.text(this.data[1][i].at(-1))}`;
-      return `${one.label}: ${this.text(low)} to ${this.text(high)}, last ${this.text(column[column.length - 1])}`;
-    });
-    const [x] = this.data;
-    return x.length ? `${this.caption()} over ${this.options.xLabel || "x"} ${number(x[0])} to ${number(x[x.length - 1])}. ${parts.join("; ")}` : `${this.caption()}: no data yet`;
-  }
-
   toggleTable() {
     const open = this.table.hidden;
     this.table.hidden = !open;
     this.tableButton.setAttribute("aria-expanded", String(open));
     if (!open) return this.table.replaceChildren();
-    const [from, to] = this.range();
     const [x, ys] = this.data;
-    const rows = thin(x, ys, from, to, TABLE_ROWS / 2);
-    const { xLabel, xUnit, series } = this.options;
-    this.table.replaceChildren(h("table", null,
-      h("caption", null, `${this.caption()}${rows[0].length < x.length ? ": lowest and highest of each stretch" : ""}`),
-      h("thead", null, h("tr", null, h("th", { scope: "col", class: "n" }, xUnit ? `${xLabel} (${xUnit})` : xLabel), series.map((one) => h("th", { scope: "col", class: "n" }, one.label)))),
-      h("tbody", null, rows[0].map((at, k) => h("tr", null, h("td", { class: "n" }, number(at)), series.map((_, i) => h("td", { class: "n" }, this.text(rows[i + 1][k]))))))));
-  }
-}
-
-function write(u, text, x, y, ink, align, weight = "") {
-  const { ctx } = u;
-  ctx.save();
-  ctx.font = `${weight}${11 * devicePixelRatio}px system-ui, sans-serif`;
-  ctx.textAlign = align;
-  ctx.lineWidth = 3 * devicePixelRatio;
-  ctx.lineJoin = "round";
-  ctx.strokeStyle = colour("paper");
-  ctx.strokeText(text, x, y);
-  ctx.fillStyle = ink;
-  ctx.fillText(text, x, y);
-  ctx.restore();
-}
-
-/** Move signs that stand in the same place down until each can be read, and up again from the bottom. */
-function apart(ends, size, bottom) {
-  ends.sort((a, b) => a.y - b.y);
-  const near = (a, b) => Math.abs(a.x - b.x) < size;
-  for (let k = 1; k < ends.length; k++) {
-    for (let j = 0; j < k; j++) if (near(ends[j], ends[k])) ends[k].y = Math.max(ends[k].y, ends[j].y + size);
-  }
-  for (let k = ends.length - 1; k >= 0; k--) {
-    ends[k].y = Math.min(ends[k].y, bottom);
-    for (let j = k + 1; j < ends.length; j++) if (near(ends[j], ends[k])) ends[k].y = Math.min(ends[k].y, ends[j].y - size);
+    this.table.replaceChildren(tableOf(this.options, this.caption(), thin(x, ys, ...this.range(), TABLE_ROWS / 2), x.length, (v) => this.text(v)));
   }
 }
 
