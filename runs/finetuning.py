@@ -138,7 +138,7 @@ def page(told: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
         "# Teachers, fine-tuning and old news", "",
-        f"Made by `python runs/finetuning.py` with inferencegym {told['version']} on {told['date']}: one seed, {told['scenarios']} test scenarios, interquartile means",
+        f"Made by `python runs/finetuning.py` with inferencegym {told['version']} last on {told['date']}: one seed, {told['scenarios']} test scenarios, interquartile means",
         "with 95 % intervals over scenarios. Steps are windows, on paging decisions; rules and planner are the stored anchors.",
     ]  # fmt: skip
     for where in dict.fromkeys(one["task"] for one in told["rows"]):
@@ -183,9 +183,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     scenarios = QUICK_SCENARIOS if given.quick else SCENARIOS
     results = given.out if given.quick else RESULTS
-    file = results / f"{NAME}.json"
-    kept = json.loads(file.read_text()) if file.exists() and not given.quick else {"rows": []}
-    rows = [one for one in kept["rows"] if one["task"] not in wanted]
+    file, rows = results / f"{NAME}.json", []
     for where in wanted:
         here = [one for one in TRAININGS if one.task == where]
         delays = DELAYS if any(one.randomise.delay[1] for one in here) else DELAYS[:1]
@@ -194,6 +192,8 @@ def main() -> None:
             found = row(one.name, one.words, result.policy, where, scenarios, delays)
             rows.append(found | {"validation_static": result.best_static})
         rows.append(row("shipped", "what ships with the package", shipped(where), where, scenarios, delays))
+    kept = json.loads(file.read_text())["rows"] if file.exists() and not given.quick else []
+    rows += [one for one in kept if one["task"] not in wanted]
     told = {"version": inferencegym.__version__, "date": time.strftime("%Y-%m-%d"), "scenarios": scenarios, "rows": sorted(rows, key=lambda one: tasks.index(one["task"]))}  # fmt: skip
     file.write_text(json.dumps(told, indent=1) + "\n")
     file.with_suffix(".md").write_text(page(told))
