@@ -52,8 +52,8 @@ export class Log {
     this.said = h("span", { class: "soft small", role: "status" });
     this.head = h("tr");
     this.body = h("tbody");
-    this.table = h("table", { "aria-rowcount": "-1" }, h("caption", { class: "sr" }, "Decisions"), h("thead", null, this.head), this.body);
-    this.box = h("div", { id: "log", class: "table-box log", tabindex: "0", role: "region", "aria-label": "Log of decisions", onscroll: () => this.render(false) }, this.table);
+    this.table = h("table", null, h("caption", { class: "sr" }, "Decisions"), h("thead", null, this.head), this.body);
+    this.box = h("div", { id: "log", class: "table-box log", tabindex: "0", role: "region", "aria-label": "Log of decisions", onscroll: () => this.render(false) }, (this.sheet = h("div", { class: "sheet" }, this.table)));
     this.element = h("div", null,
       h("div", { class: "row" }, h("label", { for: "log-only" }, "Show"), this.select, h("span", null, this.following, " ", h("label", { for: "log-follow" }, "follow the playhead")), this.said),
       this.box);
@@ -111,14 +111,16 @@ export class Log {
     const last = Math.min(total, first + room + 1);
     const columns = ["decision", this.options.sampleName, "action", "possible", "reward", ...told.terms];
     if (this.head.childElementCount !== columns.length) fill(this.head, columns.map((name, i) => h("th", { scope: "col", class: i === 2 ? null : "n" }, name)));
-    const spacer = (count) => count > 0 && h("tr", { class: "spacer", "aria-hidden": "true" }, h("td", { colspan: columns.length, style: { height: `${count * ROW}px`, padding: "0" } }));
     const lines = [];
     for (let place = first; place < last; place++) {
       const row = rows.at(place);
       if (row) lines.push(this.line(row, place));
     }
     const focused = this.body.contains(document.activeElement) ? document.activeElement.dataset.decision : null;
-    fill(this.body, spacer(first), lines, spacer(total - last));
+    // The sheet is as high as all rows, and the few that are there hang at their place.
+    this.sheet.style.setProperty("height", `${(total + 2) * ROW}px`);
+    this.sheet.style.setProperty("padding-top", `${first * ROW}px`);
+    fill(this.body, lines);
     if (focused) this.body.querySelector(`[data-decision="${focused}"]`)?.focus({ preventScroll: true });
     this.table.setAttribute("aria-rowcount", String(total + 1));
     this.said.textContent = total ? `${integer(total)} decisions` : "none";

@@ -85,7 +85,11 @@ export class Transport {
     if (on.closest?.("input:not(#decision), select, textarea, dialog, summary, canvas, .table-box")) return;
     const far = 50 * this.options.per;
     const moves = { ArrowLeft: this.at - (event.shiftKey ? far : 1), ArrowRight: this.at + (event.shiftKey ? far : 1), Home: 0, End: this.total };
-    if (event.key === " " && !on.closest?.("button, a")) this.frame ? this.stop() : this.start();
+    if (event.key === "Home" && !this.total) {
+      // Nothing is there yet, but the reader wants the beginning.
+      this.options.onTouch();
+      this.options.onMove(0, false);
+    } else if (event.key === " " && !on.closest?.("button, a")) this.frame ? this.stop() : this.start();
     else if (event.key in moves) this.touch(moves[event.key]);
     else return;
     event.preventDefault();
