@@ -172,7 +172,7 @@ class Chart {
       this.pointAgain = false;
       this.point(this.plot.posToVal(this.plot.cursor.left, "x"));
     }
-    this.tell();
+    this.tell(true);
     if (now - this.told > 2000) {
       this.told = now;
       this.box.setAttribute("aria-label", summaryOf(this.options, this.caption(), this.data, this.thinned, (v) => this.text(v)));
@@ -313,8 +313,8 @@ class Chart {
   }
 
   /** Values in the legend: where the pointer is, else at the playhead, else the last. */
-  tell() {
-    if (!this.visible) return;
+  tell(always = false) {
+    if (!this.visible && !always) return;
     const [x, ys] = this.data;
     const at = this.pointed ?? this.resting;
     let k = x.length - 1;

@@ -1,8 +1,9 @@
-// One queue for all that is drawn on canvases: only what is on screen, at most ten times a second each, a few milliseconds a frame.
+// One queue for all that is drawn on canvases: first what is on screen, at most ten times a second each, a few milliseconds a frame.
 // And the house's colours for canvases, which CSS does not reach.
 
 const AGAIN_MS = 100;
 const FRAME_MS = 16;
+const QUIET_MS = 600;
 
 const members = new Map();
 const waiting = new Set();
@@ -37,7 +38,9 @@ export function queue(drawable, box) {
   drawable.visible = false;
   drawable.drawn = -Infinity;
   drawable.width = 0;
+  drawable.asked = -Infinity;
   drawable.later = () => {
+    drawable.asked = performance.now();
     waiting.add(drawable);
     ask();
   };
@@ -77,7 +80,7 @@ function ask() {
 }
 
 /**
- * Draw those that have waited longest, as long as the frame has time. What is off screen waits until it is seen. A browser without a GPU paints
+ * Draw those that have waited longest, as long as the frame has time. A browser without a GPU paints
  * after our turn, on the same thread: what a drawing costs is measured from one frame to the next, and as much time as was used is left to others.
  */
 function turn(now) {
@@ -92,8 +95,9 @@ function turn(now) {
   }
   let left = false;
   let drawn = 0;
-  for (const one of [...waiting].sort((a, b) => a.drawn - b.drawn)) {
-    if (!one.visible) continue;
+  for (const one of [...waiting].sort((a, b) => b.visible - a.visible || a.drawn - b.drawn)) {
+    // What nobody sees is drawn as well, for print and pictures, but only when all is quiet.
+    if (!one.visible && (left || drawn || begun - one.asked < QUIET_MS)) break;
     if (now - one.drawn < AGAIN_MS || begun < restUntil || (drawn > 0 && (drawn + 1) * cost > FRAME_MS)) {
       left = true;
       continue;
@@ -105,4 +109,5 @@ function turn(now) {
   }
   if (drawn) [begunLast, mineLast, drawnLast] = [begun, performance.now() - begun, drawn];
   if (left || drawn) ask();
+  else if (waiting.size) setTimeout(ask, QUIET_MS);
 }

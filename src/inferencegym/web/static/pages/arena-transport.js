@@ -147,15 +147,16 @@ export class Transport {
   show() {
     const { samples, sample_s: each, sample_name: unit } = this.run;
     const front = this.front();
-    const text = this.playing && !this.atEnd ? "Pause" : this.atEnd ? "Play again" : "Play";
+    const text = this.playing && !this.atEnd ? "Pause" : this.atEnd && front ? "Play again" : "Play";
     if (this.told !== text) {
       this.told = text;
       fill(this.pause, h("span", { "aria-hidden": "true" }, text === "Pause" ? "❚❚ " : "▶ "), text);
     }
+    this.pause.disabled = front === 0 && Boolean(this.ended?.());
     this.back.disabled = this.at <= 0;
     this.forth.disabled = this.at >= front - 1;
     this.playhead.value = String(Math.max(0, this.at));
-    const where = this.at < 0 ? `waiting for the first ${unit}` : `${unit} ${integer(this.at)} of ${integer(samples - 1)}${each ? `, ${duration(this.at * each)}` : ""}`;
+    const where = this.at < 0 ? (this.ended?.() ? "nothing was played" : `waiting for the first ${unit}`) : `${unit} ${integer(this.at)} of ${integer(samples - 1)}${each ? `, ${duration(this.at * each)}` : ""}`;
     this.where.textContent = where;
     this.playhead.setAttribute("aria-valuetext", where);
     this.computed.style.setProperty("width", `${samples > 1 ? (100 * Math.max(0, front - 1)) / (samples - 1) : 100}%`);

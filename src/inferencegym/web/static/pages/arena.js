@@ -144,11 +144,12 @@ class Arena {
     this.transport = new Transport(run, () => this.samples.front, () => this.draw());
     this.transport.ended = () => this.run.state === "done" || this.run.state === "failed";
     this.parts_ = [this.charts, this.transport];
+    this.again = h("button", { type: "button", id: "again", hidden: true, onclick: () => this.start(spec) }, "Play it again");
     this.line = h("p", { class: "status", role: "status", id: "run-status" });
     this.scores = h("div");
     this.exports = ["json", "parquet", "html"].map((kind) => h("button", { type: "button", "data-export": kind, disabled: true, title: "When the run has ended", onclick: () => this.keep(kind) }, { json: "JSON", parquet: "Parquet", html: "HTML report" }[kind]));
     fill(this.stage,
-      this.line,
+      h("div", { class: "row" }, this.line, this.again),
       h("div", { class: "row bar-top" }, this.transport.choices,
         h("div", { class: "row" }, h("button", { type: "button", id: "copy-link", onclick: () => this.copy(location.href, "The link is copied. It restores this run.") }, "Copy link"),
           h("span", { class: "label", id: "export-label" }, "Export"), h("div", { class: "row", role: "group", "aria-labelledby": "export-label" }, this.exports))),
@@ -198,11 +199,7 @@ class Arena {
     if (this.line.textContent !== words) this.line.textContent = words;
     this.line.dataset.state = state;
     this.line.classList.toggle("bad", state === "failed");
-    if (state === "failed" && !this.again) {
-      const { spec } = this.run;
-      this.again = h("button", { type: "button", id: "again", onclick: () => this.start(spec) }, "Play it again");
-      this.line.after(this.again);
-    }
+    this.again.hidden = state !== "failed";
   }
 
   finished() {
