@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PICTURES = ROOT / "out" / "screenshots"
 #: The narrowest screen that pages promise to fit, and the one that pictures are taken of, CSS pixels.
 NARROWEST, PHONE = 360, 380
+TALLEST = 6000
 WIDE = {"width": 1400, "height": 1000}
 #: How long a page may take for anything, seconds: this machine may be busy with other tests.
 PATIENCE_S = 30
@@ -106,6 +107,7 @@ class Watch:
     """What went wrong in the pages of a context: console errors, exceptions, failed requests, requests to other hosts, breaches of the content policy."""
 
     def __init__(self, context: BrowserContext):
+        self._context = context
         self.problems: list[str] = []
         self._awaited: list[str] = []
         context.on("console", self._console)
@@ -121,6 +123,8 @@ class Watch:
         """While a test breaks something on purpose: problems that hold one of these words are no problems."""
         self._awaited.extend(parts)
         yield
+        for page in self._context.pages:
+            page.wait_for_timeout(300)  # the browser tells of a failed request a little after the page has shown it
         for part in parts:
             self._awaited.remove(part)
 
@@ -239,11 +243,11 @@ class Wire:
         self._listening.close()
 
 
-def faults(page: Page) -> list[str]:
-    """What axe-core calls serious or critical, one line each."""
+def faults(page: Page, *rules: str) -> list[str]:
+    """What axe-core calls serious or critical, one line each: by these rules only, or by all it has."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
+    found = Axe().run(page, options={"runOnly": list(rules)} if rules else {}).response["violations"]
     return [
         f"{one['id']} ({one['impact']}): {one['help']}\n    " + "\n    ".join(
             f"{' '.join(map(str, node['target']))}  {node['html'][:160]}  {node.get('failureSummary', '')[:300]!r}" for node in one["nodes"][:4]
@@ -271,18 +275,18 @@ def widest(page: Page) -> list[str]:
 
 def look(page: Page, name: str, *, phone: bool = True) -> list[str]:
     """Pictures of a page as it stands, light, dark and on a phone, into out/screenshots; and its faults in each, one line each."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
     size, found = page.viewport_size, []
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        settle(page)
-        page.screenshot(path=PICTURES / f"{name}-{scheme}.png", full_page=True)
-        found += [f"{name}, {scheme}: {fault}" for fault in faults(page)]
+        photograph(page, f"{name}-{scheme}")
+        # What is dark differs from what is light in its colours only.
+        found += [
+            f"{name}, {scheme}: {fault}" for fault in faults(page, *(["color-contrast"] if scheme == "dark" else []))
+        ]
     page.emulate_media(color_scheme="light")
     if phone:
         page.set_viewport_size({"width": PHONE, "height": 800})
-        settle(page)
-        page.screenshot(path=PICTURES / f"{name}-phone.png", full_page=True)
+        photograph(page, f"{name}-phone")
         found += [f"{name}, phone: {fault}" for fault in faults(page)]
         page.set_viewport_size({"width": NARROWEST, "height": 740})
         settle(page)
@@ -290,6 +294,19 @@ def look(page: Page, name: str, *, phone: bool = True) -> list[str]:
             found.append(f"{name}, phone: scrolls {over} px sideways because of {widest(page)}")
         page.set_viewport_size(size)
     return found
+
+
+def photograph(page: Page, name: str) -> None:
+    """A picture of the whole page, in out/screenshots: in a window as tall as the page, since charts draw only what is on screen."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    size = page.viewport_size
+    page.set_viewport_size(
+        {"width": size["width"], "height": min(TALLEST, page.evaluate("document.documentElement.scrollHeight"))}
+    )
+    settle(page)
+    page.wait_for_timeout(250)  # charts draw in turns of a tenth of a second
+    page.screenshot(path=PICTURES / f"{name}.png")
+    page.set_viewport_size(size)
 
 
 def settle(page: Page) -> None:
