@@ -25,7 +25,7 @@ def played(name, policy, overrides=None, *, others=(), number=0):
     made = overridden(task(name), overrides)
     episode = record(made, actor(policy, task(name)), split="validation", scenario=number)
     key = f"why-{name}-{policy}-{sorted(overrides.items())}-{number}"
-    asked = detail.Asked(key, name, "validation", number, episode.actions.tobytes(), overrides, None, tuple(others))
+    asked = detail.Asked(key, name, "validation", number, episode.actions.tobytes(), overrides, tuple(others))
     return asked, episode, why.why(asked)
 
 

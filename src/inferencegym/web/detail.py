@@ -42,8 +42,6 @@ class Asked:
     actions: bytes
     """Dense actions so far: int64 (paging) or float64 by six (knobs)."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    result: Mapping[str, Any] | None = None
-    """The episode's result, once there is one."""
     others: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     """(policy, result) of those who have played the same scenario to its end."""
 

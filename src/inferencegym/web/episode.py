@@ -82,7 +82,7 @@ def at_desk(
         for i, (name, result) in enumerate(zip(spec.policies, results, strict=True))
         if i != policy and result is not None
     )
-    asked = detail.Asked(key, spec.task, spec.split, spec.seed, actions, spec.overrides, results[policy], others)
+    asked = detail.Asked(key, spec.task, spec.split, spec.seed, actions, spec.overrides, others)
     return msgspec.json.encode(call(asked, *arguments))
 
 

@@ -38,7 +38,7 @@ export class ActionStream {
     this.element = h("figure", { class: "action-stream" },
       h("figcaption", null, h("strong", null, "Action stream"), " ", this.said),
       h("div", { class: "row small" },
-        h("span", null, swatch("tier-vip"), " VIP"), h("span", null, swatch("tier-free"), " free"), h("span", null, swatch("soft"), " neither"),
+        h("span", null, swatch("tier-vip"), " VIP, from above"), h("span", null, swatch("tier-free"), " free, from below"), h("span", null, swatch("soft"), " neither"),
         h("span", { class: "zoom" }, button("−", "Zoom out of the action stream", () => this.zoom(2)), button("+", "Zoom into the action stream at the playhead", () => this.zoom(0.5)), button("all", "Show the whole action stream", () => this.whole()))),
       this.canvas);
     this.canvas.addEventListener("click", (event) => {
@@ -165,7 +165,9 @@ export class ActionStream {
       const code = this.codes[d];
       const x = LEFT + (d - from) * each;
       g.fillStyle = this.inkOf(code);
-      g.fillRect(x, this.lane[code] * LANE + 3, Math.max(1, each - (each > 3 ? 1 : 0)), LANE - 6);
+      const half = this.lane[code] >= 5 ? 1 : 0.5;
+      const top = this.lane[code] * LANE + 2 + (half < 1 && !this.vip[code] ? (LANE - 4) / 2 : 0);
+      g.fillRect(x, top, Math.max(1, each - (each > 3 ? 1 : 0)), (LANE - 4) * half);
       if (this.bad.has(d)) {
         g.fillStyle = colour("bad");
         g.fillRect(x, IMPOSSIBLE * LANE + 3, Math.max(1, each - (each > 3 ? 1 : 0)), LANE - 6);
@@ -187,14 +189,13 @@ export class ActionStream {
         if (this.bad.has(d)) counts[IMPOSSIBLE * 2] += 1;
       }
       for (let lane = 0; lane <= IMPOSSIBLE; lane++) {
-        let base = lane * LANE + LANE - 2;
         for (const vip of [0, 1]) {
           const share = counts[lane * 2 + vip] / (last - first);
           if (!share) continue;
           const high = Math.max(1.5, share * (LANE - 4));
           g.fillStyle = lane === IMPOSSIBLE ? colour("bad") : lane >= 5 ? colour("soft") : colour(vip ? "tier-vip" : "tier-free");
-          g.fillRect(LEFT + c, base - high, 1, high);
-          base -= high;
+          // VIPs hang from above, all others stand: the tier can be told without colour.
+          g.fillRect(LEFT + c, vip ? lane * LANE + 2 : lane * LANE + LANE - 2 - high, 1, high);
         }
       }
     }
