@@ -37,14 +37,14 @@ def preparing(feed: Feed | None, keyring: Keyring, *, several: bool) -> Prepare:
     def prepare() -> Callable[[], Guest]:
         if feed is None:
             raise _missing()
-        try:
-            from starlette.exceptions import HTTPException
+        from starlette.exceptions import HTTPException
 
-            from inferencegym.web.app import make_dashboard
-            from inferencegym.web.compose import sections
-            from inferencegym.web.live import RuntimeSection
-        except ModuleNotFoundError as error:
-            raise _missing() from error
+        from inferencegym.web.app import make_dashboard
+        from inferencegym.web.compose import sections
+        from inferencegym.web.live import RuntimeSection
+
+        # What settings mean is read out of their source the first time, which takes 50 ms: here it holds up nobody.
+        feed.standing.settings()
 
         def authorise(request: Any) -> None:
             try:
