@@ -219,7 +219,7 @@ def _sums(found: Replay) -> dict[str, Any]:
     if samples and (len(at) == 0 or at[-1] != samples):
         at = np.append(at, samples)
     sums = np.cumsum(found.terms[:n], axis=0)[at * per - 1] if len(at) else np.zeros((0, found.terms.shape[1]))
-    return {"names": list(found.task.reward_terms), "samples": at.tolist(), "sums": sums.T.tolist()}
+    return {"names": list(found.task.reward_terms), "samples": at.tolist(), "sums": (sums.T + 0.0).tolist()}
 
 
 def _short(value: float) -> float | None:
