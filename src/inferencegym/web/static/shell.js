@@ -121,7 +121,7 @@ async function show() {
   leave();
   document.title = `${page.title} · InferenceGym`;
   if (!served(page.name)) {
-    const why = page.name === "runtime" ? "The runtime's page belongs to inferencegym serve; this is inferencegym env." : "This server does not offer it.";
+    const why = page.name === "runtime" && about.server === "env" ? "The runtime's page belongs to inferencegym serve; this is inferencegym env." : "This server does not offer it.";
     fill(main, empty(`No ${page.title} here`, why, { label: "Go to the Arena", action: () => navigate("arena") }));
     return;
   }
@@ -188,13 +188,18 @@ function askKey(why) {
       h("p", null, why, " It is one of the server's --api-keys, and stays in this tab."),
       h("label", { for: "key" }, "Key"), field,
       h("div", { class: "row end" }, h("button", { type: "submit", class: "primary" }, "Use this key"))));
+  let used = false;
   function given(event) {
     event.preventDefault();
+    used = true;
     key.set(field.value.trim());
     dialog.close();
     show();
   }
-  dialog.addEventListener("close", () => dialog.remove());
+  dialog.addEventListener("close", () => {
+    dialog.remove();
+    if (!used) fill(main, empty("A key is needed", "Without it this server shows nothing.", { label: "Enter the key", action: () => askKey(why) }));
+  });
   document.body.append(dialog);
   dialog.showModal();
 }
