@@ -88,7 +88,7 @@ export function settings(history, open) {
   const heads = [["Setting", false], ["Now", false], ["At the start", false], ["Meaning", false]];
   return [
     changed.length ? table("Changed since the start", heads, changed.map(line), "") : h("p", { class: "soft" }, "All live settings are as they were at the start."),
-    h("details", { id: "all-settings", open }, h("summary", null, `All ${rows.length} live settings (version ${history.now.version})`), table("Live settings", heads, rows.map(line), "")),
+    h("details", { id: "all-settings", open }, h("summary", null, `All ${rows.length} live settings (version ${history.now.version})`), table("Every setting that can change while the gateway runs", heads, rows.map(line), "")),
   ];
 }
 
@@ -127,8 +127,8 @@ export function backends({ now }) {
     const why = one.problem || (one.breaker !== "closed" ? `breaker ${one.breaker}${one.opens_s !== null ? `, tries again in ${duration(one.opens_s)}` : ""}` : "not well");
     return h("span", { class: "bad" }, `✕ down: ${why}`);
   };
-  return table("Counts since the start", [
-    ["Backend", false], ["Health", false], ["In flight / seats", true], ["Sent there", true], ["Failed there", true], ["Breaker opened", true], ["Its own running / waiting", true], ["KV use", true], ["Last checked", false], ["Can", false],
+  return table("Counts since the start; opened: how often its breaker has kept requests from it", [
+    ["Backend", false], ["Health", false], ["In flight / seats", true], ["Sent there", true], ["Failed there", true], ["Opened", true], ["Engine runs / waits", true], ["KV use", true], ["Last checked", false], ["Can", false],
   ], now.backends.map((one) => [
     h("span", null, one.name, h("span", { class: "soft" }, ` ${[one.kind, one.variant, one.pool, one.models.join(", ")].filter(Boolean).join(", ")}`)), health(one),
     `${integer(one.in_flight)} / ${integer(one.seats)}`, integer(one.picked), integer(one.failed), integer(one.opened),
