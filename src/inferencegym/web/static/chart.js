@@ -27,7 +27,7 @@ const groups = new Map();
  *   yMin, yMax: fixed ends; log: logarithmic y; stepped: all series as steps; height: px (160); xMin, xMax: fixed ends of x
  *   sync: name of a group; levels: [{label, value}] horizontal lines; bands: [{upper: series, lower: series}] shaded between two series, or
  *     [{from, to, label}] stretches of x; dodge: true draws series a little above one another where they have the same value;
- *   axisLabels: {number: text} instead of numbers on y; legend: "toggle" (default) | "values" | "none"
+ *   axisLabels: {number: text} instead of numbers on y; legend: "toggle" (default) | "values" | "none"; onZoom(ends or null)
  */
 export function createChart(parent, options) {
   return new Chart(parent, options);

@@ -3,7 +3,7 @@
 
 const AGAIN_MS = 100;
 const FRAME_MS = 16;
-const QUIET_MS = 600;
+const QUIET_MS = 300;
 
 const members = new Map();
 const waiting = new Set();
@@ -29,7 +29,7 @@ const sized = new ResizeObserver((entries) => {
     const one = members.get(target);
     if (!one) continue;
     one.width = Math.floor(contentRect.width);
-    one.later();
+    soon(one);
   }
 });
 
@@ -70,18 +70,26 @@ export function faint(name, share) {
 
 function repaint() {
   colours = null;
-  for (const one of members.values()) one.later();
+  for (const one of members.values()) soon(one);
+}
+
+/** Draw as soon as there is time, seen or not. */
+function soon(drawable) {
+  drawable.later();
+  drawable.asked = -Infinity;
 }
 
 function ask() {
   if (asked) return;
   asked = true;
+  document.documentElement.toggleAttribute("data-drawing", true);
   requestAnimationFrame(turn);
 }
 
 /**
- * Draw those that have waited longest, as long as the frame has time. A browser without a GPU paints
- * after our turn, on the same thread: what a drawing costs is measured from one frame to the next, and as much time as was used is left to others.
+ * Draw those that have waited longest, as long as the frame has time. A browser without a GPU paints after our turn,
+ * on the same thread: what a drawing costs is measured from one frame to the next, and as much time as was used is
+ * left to others.
  */
 function turn(now) {
   asked = false;
@@ -97,7 +105,7 @@ function turn(now) {
   let drawn = 0;
   for (const one of [...waiting].sort((a, b) => b.visible - a.visible || a.drawn - b.drawn)) {
     // What nobody sees is drawn as well, for print and pictures, but only when all is quiet.
-    if (!one.visible && (left || drawn || begun - one.asked < QUIET_MS)) break;
+    if (!one.visible && (left || begun - one.asked < QUIET_MS)) break;
     if (now - one.drawn < AGAIN_MS || begun < restUntil || (drawn > 0 && (drawn + 1) * cost > FRAME_MS)) {
       left = true;
       continue;
@@ -108,6 +116,8 @@ function turn(now) {
     drawn += 1;
   }
   if (drawn) [begunLast, mineLast, drawnLast] = [begun, performance.now() - begun, drawn];
+  // For who takes pictures: <html data-drawing> is there while something is still to be drawn.
+  document.documentElement.toggleAttribute("data-drawing", waiting.size > 0);
   if (left || drawn) ask();
   else if (waiting.size) setTimeout(ask, QUIET_MS);
 }

@@ -34,7 +34,7 @@ class Strip {
     this.table = h("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": `Actions of ${options.title}, as a table`, hidden: true });
     this.button = h("button", { type: "button", class: "plain small end", "aria-expanded": "false", "aria-label": `Table of the actions of ${options.title}`, onclick: () => this.toggleTable() }, "table");
     this.element = h("figure", { class: "chart strip", "data-chart": options.title },
-      h("figcaption", null, h("span", { class: `swatch slot-${options.slot % 8}` }), h("strong", null, options.title), this.button),
+      h("figcaption", null, h("span", { class: `order slot-${options.slot % 8}`, "aria-hidden": "true" }, String(options.slot + 1)), h("strong", null, options.title), this.button),
       h("ul", { class: "keys" }, h("li", null, "at the playhead: ", this.now)), this.box, this.table);
     this.box.addEventListener("click", (event) => {
       const { left, width } = this.box.getBoundingClientRect();
@@ -105,7 +105,7 @@ class Strip {
       for (let cell = 0; cell < cells; cell++) {
         const count = counts[row * cells + cell];
         if (!count) continue;
-        ctx.globalAlpha = 0.25 + 0.75 * (count / totals[cell]);
+        ctx.globalAlpha = 0.4 + 0.6 * (count / totals[cell]);
         ctx.fillRect(LEFT + cell * each, row * ROW + 2, Math.max(1, each), ROW - 4);
       }
     }

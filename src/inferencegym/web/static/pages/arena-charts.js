@@ -15,6 +15,7 @@ export class Charts {
     this.element = h("div", { class: "groups" });
     this.charts = [];
     this.strips = [];
+    this.zoom = null;
     const named = new Set(GROUPS.map(([name]) => name));
     const others = [...new Set(run.columns.map((one) => one.group))].filter((name) => !named.has(name)).map((name) => [name, name]);
     for (const [group, title] of [...GROUPS, ...others]) {
@@ -33,7 +34,7 @@ export class Charts {
     const chart = createChart(grid, {
       title: column.label, unit, xLabel: run.sample_name, sync: SYNC, legend: "values", stepped: column.steps, log: column.scale === "log",
       levels: column.objective === null || column.objective === undefined ? [] : [{ label: `objective ${number(column.objective)} ${unit}`.trim(), value: column.objective }],
-      axisLabels: column.codes ?? undefined, dodge: Boolean(column.codes),
+      axisLabels: column.codes ?? undefined, dodge: Boolean(column.codes), onZoom: (zoom) => this.zoomed(zoom),
       series: run.policies.map((one) => ({ label: one.name, slot: one.slot, mark: String(one.slot + 1) })),
     });
     chart.onPick((x) => onPick(Math.round(x)));
@@ -53,16 +54,24 @@ export class Charts {
   show(samples, at, range) {
     const stop = at + 1;
     const x = samples.x.subarray(0, stop);
+    this.range = range;
     for (const { chart, c } of this.charts) {
       chart.setRange(...range);
       chart.setData(x, samples.data.map((mine, i) => mine[c].subarray(0, Math.min(stop, samples.counts[i]))));
       chart.setCursor(at < 0 ? null : at);
     }
     for (const { strip, i, cs } of this.strips) {
-      strip.setRange(...range);
+      strip.setRange(...(this.zoom ?? range));
       strip.setData(cs.map((c) => samples.data[i][c].subarray(0, Math.min(stop, samples.counts[i]))));
       strip.setCursor(at < 0 ? null : at);
     }
+  }
+
+  /** The reader looks closer, or at everything again (null): the strips follow the charts. */
+  zoomed(zoom) {
+    if (zoom === this.zoom) return;
+    this.zoom = zoom;
+    for (const { strip } of this.strips) strip.setRange(...(zoom ?? this.range ?? [0, 1]));
   }
 
   setPolicyVisible(i, on) {
