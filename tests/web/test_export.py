@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inferencegym.learn.evaluate import evaluate
+from inferencegym.report.chart import HEIGHT, Axis, Line, chart
 from inferencegym.web import export
 
 SHORT = {"horizon_ticks": 300}
@@ -119,6 +121,16 @@ def test_peaks_survive_thinning():
     assert len(x) <= 400
     assert (x[y == 9.0] == [7777.0]).all()
     assert y.max() == 9.0
+
+
+def test_a_loss_is_drawn_below_zero():
+    axis = Axis("reward", "sum")
+    drawn = chart(
+        [Line("random", 0, np.arange(3.0), np.array([0.0, -20.0, -40.0]))], title="t", x=Axis("time", "ticks"), y=axis
+    )
+    (points,) = re.findall(r'points="([^"]+)"', drawn)
+    heights = [float(point.split(",")[1]) for point in points.split()]
+    assert heights[0] < heights[1] < heights[2] <= HEIGHT
 
 
 def test_a_run_that_is_not_over_cannot_be_exported_yet(own_arena):

@@ -190,8 +190,9 @@ def test_no_process_outlives_the_server(how):
             server.send_signal(how)
             with contextlib.suppress(httpx.HTTPError):
                 list(pieces)
-        server.wait(20)
-        assert time.monotonic() - asked_s < 4.0, "who watched held up the end"
+            # To take down so large an interpreter takes seconds after that, with a dashboard or without.
+            assert time.monotonic() - asked_s < 3.0, "who watched held up the end"
+        server.wait(30)
         until(lambda: not any(map(_alive, begun)), 10)
     finally:
         server.kill()

@@ -67,7 +67,8 @@ def chart(
     if not drawn:
         return f"<figure>{_caption(title)}<p class='empty'>Nothing to show: no run has values for this.</p></figure>"
     low_x, high_x = _range([line.x for line in drawn], log_x)
-    low_y, high_y = 0.0, y_max or max(float(line.y.max()) for line in drawn) * 1.05 or 1.0
+    low_y = min(0.0, *(float(line.y.min()) for line in drawn)) * 1.05
+    high_y = y_max or max(0.0, *(float(line.y.max()) for line in drawn)) * 1.05 or (0.0 if low_y else 1.0)
     told = "; ".join(
         f"{line.label}: {_span(line.y)} where {x.name} goes from {_number(float(line.x[0]))} to {_number(float(line.x[-1]))}"
         for line in drawn

@@ -124,7 +124,7 @@ def _html(run: dict[str, Any], samples: list[Table]) -> bytes:
             if column["group"] == group and group != "actions"
         ]
         if drawn:
-            body += section(title, legend(names) + "".join(drawn))
+            body += section(title, f'{legend(names)}<div class="charts">{"".join(drawn)}</div>')
     body += section("Actions", _actions(run, samples))
     # Where evaluate has no line for it, the dashboard's link is what restores the run.
     command = run["command"] or f"inferencegym env   # then open /dashboard/arena?{run['link']}"

@@ -44,7 +44,7 @@ class Limits:
     """Runs that may wait."""
     unwatched_s: float = 60.0
     """After so long without a viewer a run that is not finished is given up."""
-    kept_bytes: int = 64 << 20
+    kept_bytes: int = 24 << 20
     """Of finished runs that nobody watches."""
 
     def __post_init__(self) -> None:
