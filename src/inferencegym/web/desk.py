@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from inferencegym.ground.errors import InferenceGymError
-from inferencegym.learn.processes import end_with_parent
+from inferencegym.learn.processes import end_with_parent, stop_now
 
 _T = TypeVar("_T")
 #: What a process of ours yields to whoever serves: steps of Unix niceness.
@@ -56,9 +56,8 @@ class Desk:
         """End the process; calls under way are given up."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            for process in (pool._processes or {}).values():
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
+            # To its end: what is left to the interpreter's own, a signal would leave lying about, with a warning.
+            stop_now(pool)
 
 
 def _named(where: str, *arguments: Any) -> Any:
