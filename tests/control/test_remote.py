@@ -16,6 +16,7 @@ from inferencegym.runtime.gpu import GpuReader
 from inferencegym.runtime.pages import Pages
 from inferencegym.runtime.plant import GatewayPlant
 from inferencegym.runtime.settings import Key
+from inferencegym.runtime.steering import Steering
 from tests.runtime.fakes import Served
 from tests.runtime.virtual import mock
 from tests.starting import free_port
@@ -30,8 +31,8 @@ KEYS = tuple(
 @pytest.fixture
 def served():
     with Served(mock(clock=time.monotonic), keys=KEYS) as one:
-        one.plant = GatewayPlant(one.gateway)
-        pages = Pages(one.gateway, None, Exporter(one.gateway, GpuReader("no-such-program")), one.plant)
+        one.plant, one.steering = GatewayPlant(one.gateway), Steering()
+        pages = Pages(one.gateway, None, Exporter(one.gateway, GpuReader("no-such-program")), one.plant, one.steering)
         one.app._pages = pages.table()
         yield one
 
@@ -52,6 +53,16 @@ def test_what_is_seen_and_turned_over_http(served):
         assert [getattr(here, name) for name in names] == [getattr(far, name) for name in names]
         plant.close()
         assert plant.snapshot().batch_cap == 5, "a closed connection is opened again"
+
+
+def test_the_gateway_is_told_who_is_at_the_wheel(served):
+    with RemotePlant(served.url, key=ADMIN, policy="aimd", guard="slo") as plant:
+        plant.apply(Knobs(batch_cap=5, quantization_tier="INT4"))
+        plant.apply(Knobs())
+    (command,) = served.steering.commands
+    assert (command.by, command.policy, command.guard, command.accepted) == ("admin", "aimd", "slo", {"batch_cap": 5})
+    assert set(command.refused) == {"quantization_tier"}
+    assert 0 <= time.time() - command.at_s < 60
 
 
 @pytest.mark.parametrize("key", ["", PLAIN, "wrong"])
