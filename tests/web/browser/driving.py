@@ -304,7 +304,9 @@ def photograph(page: Page, name: str) -> None:
         {"width": size["width"], "height": min(TALLEST, page.evaluate("document.documentElement.scrollHeight"))}
     )
     settle(page)
-    page.wait_for_timeout(250)  # charts draw in turns of a tenth of a second
+    page.wait_for_timeout(
+        200 + 50 * page.locator("canvas").count()
+    )  # charts draw in turns, so that a page never stands still
     page.screenshot(path=PICTURES / f"{name}.png")
     page.set_viewport_size(size)
 

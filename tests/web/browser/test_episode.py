@@ -86,6 +86,23 @@ def test_by_keyboard_alone(crashed):
     assert "kv-map" in reached, reached
 
 
+def test_the_playhead_obeys_the_keyboard(crashed):
+    slider = crashed.locator("#decision")
+    slider.focus()
+    crashed.keyboard.press("Home")
+    expect(slider).to_have_value("0")
+    crashed.keyboard.press("ArrowRight")
+    expect(slider).to_have_value("1")
+    crashed.keyboard.press("Shift+ArrowRight")
+    expect(slider).to_have_value("101")
+    crashed.keyboard.press("ArrowLeft")
+    expect(slider).to_have_value("100")
+    crashed.keyboard.press(" ")
+    crashed.wait_for_function("() => Number(document.querySelector('#decision').value) > 105")
+    crashed.keyboard.press(" ")
+    expect(crashed.locator("#play")).to_have_accessible_name("Play")
+
+
 def test_a_deployments_episode_has_knobs_instead_of_blocks(env_server, viewer):
     page = viewer.open(env_server.page + episode_path("bursty_workload", ("slo-feedback",), windows=12))
     expect(page.get_by_text("batch cap").or_(page.get_by_text("Batch cap")).first).to_be_visible()
