@@ -167,6 +167,8 @@ def heap_mib(page: Page) -> float:
 
 def again(page: Page, seed: int, policies: int) -> None:
     """Another run in the same page: another seed, and Start."""
+    if not page.locator("#seed").is_visible():
+        page.get_by_text("Set up").click()
     page.locator("#seed").fill(str(seed))
     page.locator("#start").click()
     page.wait_for_function("seed => new URL(location.href).searchParams.get('seed') === seed", arg=str(seed))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.web.browser.driving import HOW_TO_GET, Server, arena_path, ended, find_chromium, launch, settle  # noqa: E402
+from tests.web.browser.driving import HOW_TO_GET, Server, arena_path, drawn, ended, find_chromium, launch, settle  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -102,7 +102,7 @@ def picture_taken(page: Page, name: str, tall: int) -> None:
     page.set_viewport_size({"width": WIDTH_PX, "height": height})
     page.mouse.move(2, 2)
     settle(page)
-    page.wait_for_timeout(500)  # charts that have come on screen draw in turns of a tenth of a second
+    drawn(page)
     path = IMAGES / f"{name}.png"
     page.screenshot(path=path)
     if importlib.util.find_spec("PIL") is not None:

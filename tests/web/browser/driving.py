@@ -304,11 +304,15 @@ def photograph(page: Page, name: str) -> None:
         {"width": size["width"], "height": min(TALLEST, page.evaluate("document.documentElement.scrollHeight"))}
     )
     settle(page)
-    page.wait_for_timeout(
-        200 + 50 * page.locator("canvas").count()
-    )  # charts draw in turns, so that a page never stands still
+    drawn(page)
     page.screenshot(path=PICTURES / f"{name}.png")
     page.set_viewport_size(size)
+
+
+def drawn(page: Page) -> None:
+    """Wait until nothing is left to be drawn: charts take turns, so that a page never stands still."""
+    page.wait_for_function("() => !document.documentElement.hasAttribute('data-drawing')")
+    settle(page)
 
 
 def settle(page: Page) -> None:

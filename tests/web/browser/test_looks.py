@@ -35,14 +35,15 @@ def arena_of_knobs(page, server):
 def episode_crashed(page, server):
     path = arena_path("hard", ("lru", "sieve"), horizon_ticks=1500, gpu_blocks=1000).replace("/arena?", "/episode?")
     page.goto(f"{server.page}{path}&policy=0")
-    page.locator("#kv-map").wait_for()
-    page.locator("#why").wait_for()
+    page.locator("#state[data-state=crashed]").wait_for()
+    expect(page.locator("#why")).to_contain_text("block")
 
 
 def episode_of_knobs(page, server):
     path = arena_path("bursty_workload", ("slo-feedback",), windows=12).replace("/arena?", "/episode?")
     page.goto(f"{server.page}{path}&policy=0")
-    page.locator("figure[data-chart]").first.wait_for()
+    page.locator("#state[data-state=completed]").wait_for()
+    expect(page.locator("#why")).not_to_contain_text("still being played")
 
 
 def workloads_empty(page, server):
@@ -86,7 +87,8 @@ def test_the_runtime_looks_right(serve_server, viewer):
 
 
 def test_the_readers_theme_is_kept_and_charts_follow_it(env_server, viewer):
-    page = viewer.open(f"{env_server.page}/workloads?a=azure-conversation&b=azure-code")
+    page = viewer.open(env_server.page + arena_path("easy", FOUR[:2], horizon_ticks=300))
+    ended(page, 2)
     page.locator("figure[data-chart]").first.scroll_into_view_if_needed()
     expect(page.locator("figure[data-chart] canvas").first).to_be_visible()
     paper = "getComputedStyle(document.body).backgroundColor"
