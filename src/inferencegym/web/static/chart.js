@@ -5,7 +5,7 @@ import { paintLevels, paintMarks, paintStretches } from "./chart-ink.js";
 import { summaryOf, tableOf } from "./chart-words.js";
 import { h } from "./dom.js";
 import { DASH, number } from "./format.js";
-import { colour, faint, queue, unqueue } from "./drawing.js";
+import { colour, faint, queue, seldom, unqueue } from "./drawing.js";
 import { firstAt, thin } from "./thin.js";
 import UPlot from "./vendor/uplot/uPlot.esm.js";
 
@@ -13,6 +13,7 @@ const FONT = "12px system-ui, sans-serif";
 //: As in report/palette.py.
 const DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3], [4, 4], [12, 4], [1, 4], [6, 2, 1, 2]];
 const TABLE_ROWS = 60;
+const DESCRIBE_MS = 2000;
 
 export { colour } from "./drawing.js";
 
@@ -40,7 +41,7 @@ class Chart {
     this.on = this.options.series.map(() => true);
     this.listeners = new Set();
     this.pickers = new Set();
-    this.told = -Infinity;
+    this.describe = seldom(() => this.box.setAttribute("aria-label", summaryOf(this.options, this.caption(), this.data, this.thinned, (v) => this.text(v))), DESCRIBE_MS);
     this.resting = null;
     this.pointed = null;
     this.zoom = null;
@@ -128,6 +129,7 @@ class Chart {
 
   destroy() {
     unqueue(this, this.box);
+    this.describe.cancel();
     const members = groups.get(this.group);
     members?.delete(this);
     if (members?.size === 0) groups.delete(this.group);
@@ -144,7 +146,7 @@ class Chart {
     return to > from ? [from, to] : [from - 0.5, from + 0.5];
   }
 
-  draw(now) {
+  draw() {
     const { width } = this;
     if (!width) return;
     const [from, to] = this.range();
@@ -173,10 +175,7 @@ class Chart {
       this.point(this.plot.posToVal(this.plot.cursor.left, "x"));
     }
     this.tell(true);
-    if (now - this.told > 2000) {
-      this.told = now;
-      this.box.setAttribute("aria-label", summaryOf(this.options, this.caption(), this.data, this.thinned, (v) => this.text(v)));
-    }
+    this.describe();
   }
 
   /** Lines that would lie on one another, apart. */

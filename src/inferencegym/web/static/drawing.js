@@ -121,3 +121,21 @@ function turn(now) {
   if (left || drawn) ask();
   else if (waiting.size) setTimeout(ask, QUIET_MS);
 }
+
+/** `action`, done at once and then at most every `pause` milliseconds; the last call is never lost. `cancel()` ends it. */
+export function seldom(action, pause) {
+  let done = -Infinity;
+  let timer = 0;
+  const act = () => {
+    timer = 0;
+    done = performance.now();
+    action();
+  };
+  const call = () => {
+    const wait = done + pause - performance.now();
+    if (wait <= 0 && !timer) act();
+    else if (!timer) timer = setTimeout(act, wait);
+  };
+  call.cancel = () => clearTimeout(timer);
+  return call;
+}

@@ -1,11 +1,12 @@
 // What a policy did over time: a row for each action, a mark the darker the more often it was taken in that stretch. One hue, so colour vision does not matter.
 import { h } from "./dom.js";
-import { colour, queue, unqueue } from "./drawing.js";
+import { colour, queue, seldom, unqueue } from "./drawing.js";
 import { DASH, integer, percent } from "./format.js";
 
 const ROW = 13;
 const LEFT = 118;
 const BOTTOM = 18;
+const DESCRIBE_MS = 2000;
 
 /**
  * @param {HTMLElement} parent
@@ -41,7 +42,7 @@ class Strip {
       const share = (event.clientX - left - LEFT) / (width - LEFT - 14);
       if (share >= 0 && share <= 1) for (const fn of this.pickers) fn(this.range[0] + share * (this.range[1] - this.range[0]));
     });
-    this.told = -Infinity;
+    this.describe = seldom(() => this.box.setAttribute("aria-label", this.summary()), DESCRIBE_MS);
     parent.append(this.element);
     queue(this, this.box);
   }
@@ -67,10 +68,11 @@ class Strip {
 
   destroy() {
     unqueue(this, this.box);
+    this.describe.cancel();
     this.element.remove();
   }
 
-  draw(now) {
+  draw() {
     const { width } = this;
     if (!width) return;
     const ratio = devicePixelRatio;
@@ -111,10 +113,7 @@ class Strip {
     }
     ctx.globalAlpha = 1;
     this.place(inner);
-    if (now - this.told > 2000) {
-      this.told = now;
-      this.box.setAttribute("aria-label", this.summary());
-    }
+    this.describe();
   }
 
   labels(ctx, inner) {
