@@ -3,8 +3,8 @@
     python runs/finetuning.py [--only azure_conversation,bursty_workload,medium] [--out out/finetuning] [--quick]
 
 Writes docs/results/finetuning.{json,md}. Trainings lie in OUT/NAME, as `inferencegym train` leaves them, and are kept; one that was interrupted goes on.
-One seed each: what seeds differ by is in docs/results/learned.md. `azure_conversation` needs the trace (docs/workloads.md). All of it takes a few hours
-on two cores; `--quick` (minutes) trains far too little and writes to OUT only: it shows that everything runs.
+One seed each: what seeds differ by is in docs/results/learned.md. `azure_conversation` needs the trace (docs/workloads.md). All of it took half
+an hour on two busy cores; `--quick` (minutes) trains far too little and writes to OUT only: it shows that everything runs.
 """
 
 from __future__ import annotations
