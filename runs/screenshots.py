@@ -4,13 +4,12 @@
     python runs/screenshots.py --only arena
 
 Starts `inferencegym env` and `inferencegym serve --backend mock` with real load, opens each page in Chromium as a reader would, light theme,
-1400 px wide, and photographs it. Needs the extra `dev` and a Chromium (apt-get install chromium); with Pillow, pictures keep 256 colours.
+1400 px wide, and photographs it. Needs the extra `dev` and a Chromium (apt-get install chromium).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -34,8 +33,8 @@ MOST_BYTES = 300_000
 TRAFFIC_S = 45
 LONGEST_MS = 600_000
 FOUR = ("sieve", "lru", "largest-first", "random")
-#: Loses its memory to one long conversation after another, so its map and its crash are worth a look.
-CRASHING = ("random", "lru")
+#: A pool that one of them loses, so that its map and its crash are worth a look.
+CRASHING = arena_path("hard", ("lru", "sieve"), horizon_ticks=1500, gpu_blocks=1000)
 
 
 def arena(page: Page, server: Server) -> int:
@@ -47,18 +46,14 @@ def arena(page: Page, server: Server) -> int:
 
 def episode(page: Page, server: Server) -> int:
     """The end of an episode that crashes."""
-    page.goto(server.page + arena_path("hard", CRASHING))
-    ended(page, len(CRASHING), LONGEST_MS / 1000)
-    page.goto(server.page + arena_path("hard", CRASHING).replace("/arena?", "/episode?") + "&policy=0")
-    page.locator("#kv-map").wait_for(timeout=LONGEST_MS)
-    page.locator("#decision").focus()
-    page.keyboard.press("End")
-    page.wait_for_load_state("networkidle")
+    page.goto(f"{server.page}{CRASHING.replace('/arena?', '/episode?')}&policy=0")
+    page.locator("#state[data-state=crashed]").wait_for(timeout=LONGEST_MS)
+    page.locator("#why li").first.wait_for()
     return 1500
 
 
 def runtime(page: Page, server: Server) -> int:
-    """A gateway under load that its limits turn some of away."""
+    """A gateway under load."""
     page.goto(f"{server.page}/runtime")
     page.locator("#tiles").wait_for(timeout=LONGEST_MS)
     load = [sys.executable, "-m", "inferencegym", "load", "--url", server.url, "--duration", str(TRAFFIC_S), "--rate", "12",
@@ -96,7 +91,7 @@ SHOWN: dict[str, Callable[[Page, Server], int]] = {
 
 
 def picture_taken(page: Page, name: str, tall: int) -> None:
-    """Write the picture of a page from its top, so many pixels tall at most; fewer colours where Pillow is there."""
+    """Write the picture of a page from its top, so many pixels tall at most, in all its colours: a palette of 256 loses the legend's."""
     page.evaluate("scrollTo(0, 0)")
     height = min(tall, page.evaluate("document.documentElement.scrollHeight"))
     page.set_viewport_size({"width": WIDTH_PX, "height": height})
@@ -105,11 +100,6 @@ def picture_taken(page: Page, name: str, tall: int) -> None:
     drawn(page)
     path = IMAGES / f"{name}.png"
     page.screenshot(path=path)
-    if importlib.util.find_spec("PIL") is not None:
-        from PIL import Image
-
-        with Image.open(path) as picture:
-            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     size = path.stat().st_size
     print(f"{path.relative_to(ROOT)}: {WIDTH_PX} x {height} px, {size / 1000:.0f} kB", flush=True)
     assert size < MOST_BYTES, f"{path} weighs {size} bytes, more than {MOST_BYTES}"
