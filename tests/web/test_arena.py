@@ -142,7 +142,7 @@ def test_what_is_not_there_is_a_404_and_what_is_no_number_a_400(arena):
     run = arena.start("hard", ["lru"], seed=3, overrides=SHORT)
     for path, status in (
         ("/runs/none", 404), ("/runs/none/stream", 404), ("/runs/none/export.json", 404), (f"/runs/{run['id']}/stream?frame=x", 400),
-        (f"/runs/{run['id']}/stream?frame=-1", 400), (f"/runs/{run['id']}/export.exe", 404),
+        (f"/runs/{run['id']}/stream?frame=-1", 400), (f"/runs/{run['id']}/stream?frame={'9' * 5000}", 400), (f"/runs/{run['id']}/export.exe", 404),
     ):  # fmt: skip
         answer = arena.client.get(path)
         assert (answer.status_code, bool(answer.json()["error"]["message"])) == (status, True), path

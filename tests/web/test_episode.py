@@ -61,6 +61,8 @@ def test_what_is_not_there_is_refused_in_words(arena, run):
     assert "start it again" in unknown.json()["error"]["message"]
     assert "policies 0 to 1" in get(arena, run, "7/why", status=404)["error"]["message"]
     assert get(arena, run, "0/state", status=400, decision=801)["error"]["allowed"] == "0..800"
+    assert get(arena, run, "9" * 5000 + "/why", status=404)["error"]["message"]
+    assert get(arena, run, "0/rows", status=400, first="9" * 5000)["error"]["field"] == "first"
     assert get(arena, run, "0/rows", status=400, count=501)["error"]["field"] == "count"
     assert get(arena, run, "0/rows", status=400, first="-1")["error"]["field"] == "first"
     assert get(arena, run, "0/rows", status=400, only="99")["error"]["field"] == "only"

@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl
-
 import pytest
 
 from inferencegym.ground.errors import ConfigError
 from inferencegym.web.spec import Spec, complete, run_id
-
-FIXED = "fixed:batch_cap=64,quantization_tier=INT8"
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        Spec("hard", ("sieve", "lru"), "test", 7, {"gpu_blocks": 5000, "rate": 1.5}),
-        Spec("bursty_workload", ("aimd", FIXED, "learned"), "validation", 0, {"gpu": "h200"}),
-    ],
-)
-def test_a_link_restores_the_same_run(spec):
-    again, task = complete(Spec.of_query(parse_qsl(spec.query())))
-    assert again == spec
-    assert run_id(again, task.digest) == run_id(*_named(spec))
 
 
 def _named(spec):
@@ -62,6 +45,10 @@ def test_what_equals_the_task_is_no_override_and_the_same_run():
         (Spec("hard", ("lru",), seed=1 << 41), "seed", "0.."),
         (Spec("hard", ("lru",), overrides={"gpu_blocks": 1}), "gpu_blocks", "500..100000"),
         (Spec("hard", ("lru",), overrides={"gpu": "h100"}), "gpu", "gpu_blocks"),
+        (Spec("hard", ("lru",), overrides={"gpu_blocks": 10**400}), "gpu_blocks", "500..100000"),
+        (Spec("hard", ("lru",), overrides={"gpu_blocks": "9" * 99_999}), "gpu_blocks", "500..100000"),
+        (Spec("hard", ("lru",), overrides={"block_tokens": "9" * 99_999}), "block_tokens", "16"),
+        (Spec("hard", ("lru",), overrides={"9" * 99_999: 1}), "9" * 80, "gpu_blocks"),
     ],
 )
 def test_what_cannot_or_may_not_be_played_is_refused_at_its_field(spec, field, allowed):
@@ -69,11 +56,4 @@ def test_what_cannot_or_may_not_be_played_is_refused_at_its_field(spec, field, a
         complete(spec)
     assert error.value.field == field
     assert allowed in error.value.allowed
-
-
-@pytest.mark.parametrize(
-    "query", ["task=hard", "policies=lru", "task=hard&policies=lru&seed=x", "task=hard&policies=lru&seed=-1"]
-)
-def test_half_a_link_says_what_is_missing(query):
-    with pytest.raises(ConfigError):
-        Spec.of_query(parse_qsl(query))
+    assert len(str(error.value)) < 1000, "it repeats what was sent"

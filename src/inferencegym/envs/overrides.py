@@ -24,6 +24,8 @@ from inferencegym.workload.spec import Spec
 #: Factors on the rate of arrivals.
 RATES = (0.1, 4.0)
 MOST_TICKS, MOST_WINDOWS = 20_000, 1000
+#: Of a wrong value, what an error repeats.
+_MOST_LETTERS = 80
 _MACHINE = ("model", "gpu", "tensor_parallel", "replicas")
 
 
@@ -52,18 +54,20 @@ class Override:
         if self.kind == "choice":
             found = [choice for choice in self.choices if str(choice) == str(value)]
             if not found:
-                raise ConfigError(self.name, f"'{value}' is not one of its values", allowed=self.allowed)
+                raise ConfigError(
+                    self.name, f"'{str(value)[:_MOST_LETTERS]}' is not one of its values", allowed=self.allowed
+                )
             return found[0]
         whole = self.kind == "int"
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         assert self.min is not None
         assert self.max is not None
         if not self.min <= number <= self.max or (whole and number != int(number)):
             what = "whole number" if whole else "number"
-            raise ConfigError(self.name, f"{value!r} is no {what} in range", allowed=self.allowed)
+            raise ConfigError(self.name, f"{repr(value)[:_MOST_LETTERS]} is no {what} in range", allowed=self.allowed)
         return int(number) if whole else number
 
 
@@ -98,7 +102,9 @@ def chosen(task: Any, given: Mapping[str, Any]) -> dict[str, int | float | str]:
     known = {one.name: one for one in overridable(task)}
     for name in given:
         if name not in known:
-            raise ConfigError(name, f"'{task.name}' has no such override", allowed=", ".join(known) or "none")
+            raise ConfigError(
+                name[:_MOST_LETTERS], f"'{task.name}' has no such override", allowed=", ".join(known) or "none"
+            )
     values = {name: one.checked(given[name]) for name, one in known.items() if name in given}
     return {name: value for name, value in values.items() if value != known[name].default}
 

@@ -43,6 +43,16 @@ async def body(request: Request, kind: type[Any]) -> Any:
         raise ConfigError("body", f"is no JSON: {error}", allowed="a JSON object") from error
 
 
+def number(request: Request, name: str, default: int, most: int) -> int:
+    """A whole number from 0 to `most` of an address's query; ConfigError for anything else."""
+    text = request.query_params.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and int(text) <= most):
+        raise ConfigError(name, f"'{text[:40]}' is no such number", allowed=f"whole numbers 0..{most}")
+    return int(text)
+
+
 async def ours(_: Request, error: Exception) -> Response:
     """An error that a person can cause."""
     assert isinstance(error, InferenceGymError)

@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from inferencegym.ground.errors import ConfigError
 from inferencegym.web import answers, frames
 from inferencegym.web.desk import Desk
 from inferencegym.web.episode import EpisodeRoutes
@@ -71,10 +70,8 @@ class ArenaSection:
         run = self._found(request)
         if isinstance(run, Response):
             return run
-        text = request.query_params.get("frame", "0")
-        if not (text.isascii() and text.isdigit()) or int(text) > _MOST_FRAMES:
-            raise ConfigError("frame", f"'{text[:40]}' is no frame's number", allowed=f"0..{_MOST_FRAMES}")
-        return StreamingResponse(self._frames(run, int(text)), media_type="application/octet-stream")
+        at = answers.number(request, "frame", 0, _MOST_FRAMES)
+        return StreamingResponse(self._frames(run, at), media_type="application/octet-stream")
 
     async def _frames(self, run: Run, at: int) -> AsyncIterator[bytes]:
         with self.table.watched(run):

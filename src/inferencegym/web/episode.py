@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from inferencegym.ground.errors import ConfigError
+from inferencegym.web import answers
 from inferencegym.web.desk import Desk
 from inferencegym.web.runs import RunTable, UnknownRunError
 from inferencegym.web.spec import Spec
@@ -33,35 +33,38 @@ class EpisodeRoutes:
 
     def routes(self) -> list[Route]:
         """For the section that has the runs."""
-        base = "/runs/{run}/policies/{policy:int}"
+        base = "/runs/{run}/policies/{policy}"
         return [
             Route(f"{base}/rows", self._rows), Route(f"{base}/course", self._course), Route(f"{base}/state", self._state),
             Route(f"{base}/why", self._why),
         ]  # fmt: skip
 
     async def _rows(self, request: Request) -> Response:
-        first, count = _number(request, "first", 0), _number(request, "count", _ROWS)
+        first, count = answers.number(request, "first", 0, _MOST), answers.number(request, "count", _ROWS, _MOST)
         return await self._answer(request, "detail", "rows", first, count, request.query_params.get("only", ""))
 
     async def _course(self, request: Request) -> Response:
-        return await self._answer(request, "detail", "course", _number(request, "first", 0))
+        return await self._answer(request, "detail", "course", answers.number(request, "first", 0, _MOST))
 
     async def _state(self, request: Request) -> Response:
-        return await self._answer(request, "detail", "state", _number(request, "decision", 0))
+        return await self._answer(request, "detail", "state", answers.number(request, "decision", 0, _MOST))
 
     async def _why(self, request: Request) -> Response:
         return await self._answer(request, "why", "why")
 
     async def _answer(self, request: Request, module: str, function: str, *arguments: Any) -> Response:
-        run, policy = request.path_params["run"], request.path_params["policy"]
+        run, said = request.path_params["run"], request.path_params["policy"]
+        if not (said.isascii() and said.isdigit() and len(said) <= 2):
+            raise HTTPException(404, "A policy of a run goes by its number, from 0 on")
+        policy = int(said)
         try:
             spec, actions = self._runs.actions(run, policy)
             results = [part.result for part in self._runs.find(run).parts]
         except UnknownRunError as error:
             raise HTTPException(404, str(error)) from error
         key = f"{run}/{policy}"
-        said = await self._desk.call(at_desk, module, function, key, policy, spec, actions, results, *arguments)
-        return Response(said, media_type="application/json")
+        found = await self._desk.call(at_desk, module, function, key, policy, spec, actions, results, *arguments)
+        return Response(found, media_type="application/json")
 
 
 def at_desk(
@@ -84,12 +87,3 @@ def at_desk(
     )
     asked = detail.Asked(key, spec.task, spec.split, spec.seed, actions, spec.overrides, others)
     return msgspec.json.encode(call(asked, *arguments))
-
-
-def _number(request: Request, name: str, default: int) -> int:
-    text = request.query_params.get(name, "")
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit()) or int(text) > _MOST:
-        raise ConfigError(name, f"'{text[:40]}' is no such number", allowed=f"whole numbers 0..{_MOST}")
-    return int(text)

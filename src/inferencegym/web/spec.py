@@ -6,7 +6,6 @@ Policies are names that a viewer may let the server play: those of the task's ow
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -45,26 +44,6 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
         parts += [(f"{_SET}{name}", str(value)) for name, value in self.overrides.items()]
         return urlencode(parts, safe=",:=")
 
-    @classmethod
-    def of_query(cls, parts: Iterable[tuple[str, str]]) -> Spec:
-        """The inverse of `query`, from a link's (name, value) pairs; what is not a run's is passed over."""
-        found: dict[str, Any] = {"overrides": {}}
-        for name, text in parts:
-            if name == "policies":
-                found[name] = split_policies(text)
-            elif name == "seed":
-                if not text.isdigit() or len(text) > 18:
-                    raise ConfigError("seed", f"'{text[:40]}' is no whole number", allowed="0, 1, 2, ...")
-                found[name] = int(text)
-            elif name in ("task", "split"):
-                found[name] = text
-            elif name.startswith(_SET):
-                found["overrides"][name.removeprefix(_SET)] = text
-        for name in ("task", "policies"):
-            if name not in found:
-                raise ConfigError(name, "is missing in the link", allowed="?task=NAME&policies=NAME,NAME")
-        return cls(**found)
-
 
 class Column(Struct, frozen=True):
     """One line of a chart."""
@@ -102,17 +81,6 @@ class Prepared(Struct, frozen=True):
     """The line that gives the same numbers, if there is one."""
 
 
-def split_policies(text: str) -> tuple[str, ...]:
-    """Names with commas between them; what follows `fixed:` keeps its commas as long as they part NAME=VALUE."""
-    found: list[str] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        if found and found[-1].startswith(FIXED) and "=" in part and ":" not in part:
-            found[-1] += f",{part}"
-        else:
-            found.append(part)
-    return tuple(found)
-
-
 def complete(spec: Spec) -> tuple[Spec, Any]:
     """The spec with every field checked and what equals the task's own left out, and the task it plays. For processes that may load the simulator."""
     from inferencegym.envs import catalogue
@@ -127,7 +95,7 @@ def complete(spec: Spec) -> tuple[Spec, Any]:
     if spec.split not in SPLITS:
         raise ConfigError("split", f"there is no '{spec.split[:80]}'", allowed=", ".join(SPLITS))
     if not 0 <= spec.seed < SPLIT_SIZE:
-        raise ConfigError("seed", f"{spec.seed} is out of range", allowed=f"0..{SPLIT_SIZE - 1}")
+        raise ConfigError("seed", f"{str(spec.seed)[:80]} is out of range", allowed=f"0..{SPLIT_SIZE - 1}")
     if not 1 <= len(spec.policies) <= MOST_POLICIES:
         raise ConfigError("policies", f"{len(spec.policies)} are chosen", allowed=f"1 to {MOST_POLICIES}")
     known = actor_names(task)
