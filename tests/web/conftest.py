@@ -55,8 +55,8 @@ class Arena:
 
     def process(self, run_id):
         """Number of the process that plays a run, once there is one."""
-        play = self.table._played.get(run_id)
-        return play and play._process.pid
+        process = self.table._played.get(run_id)
+        return process and process.pid
 
     def stop(self):
         """End the server and all that it began."""

@@ -121,6 +121,51 @@ def test_finished_runs_are_forgotten_oldest_first_but_never_one_that_is_watched(
         assert arena.get(third["id"])["state"] == "done"
 
 
+def test_who_still_looks_at_a_run_that_failed_does_not_keep_its_successor_alive(own_arena):
+    arena = own_arena(unwatched_s=0.5)
+    run = arena.start(*LONG)
+    until(lambda: arena.process(run["id"]) is not None)
+    with arena.table.watched(arena.table._runs[run["id"]]):
+        os.kill(arena.process(run["id"]), signal.SIGKILL)
+        until(lambda: arena.get(run["id"])["state"] == "failed")
+        arena.start(*LONG)
+        until(lambda: arena.process(run["id"]) is not None)
+        process = arena.process(run["id"])
+    until(lambda: not _alive(process), 20)
+
+
+def test_a_process_that_cannot_be_begun_is_told_and_leaves_its_place(own_arena, monkeypatch):
+    arena = own_arena(at_once=1)
+    arena.played("hard", ["lru"], overrides={"horizon_ticks": 50})
+    with monkeypatch.context() as broken:
+        broken.setattr(multiprocessing.context.ForkServerProcess, "start", _no_more)
+        run = arena.start("hard", ["lru"])
+        until(lambda: arena.get(run["id"])["state"] == "failed")
+    assert "could not be started" in arena.get(run["id"])["message"]
+    assert arena.played("hard", ["lru"], overrides={"horizon_ticks": 60})["state"] == "done"
+
+
+def test_many_small_runs_are_not_kept_for_ever(own_arena):
+    arena = own_arena(kept_bytes=100_000)
+    for seed in range(5):
+        arena.played("hard", ["lru"], seed=seed, overrides={"horizon_ticks": 1})
+    assert len(arena.table) < 5
+
+
+def test_a_server_that_ends_fails_what_was_under_way_and_nothing_that_was_done(own_arena):
+    arena = own_arena()
+    done = arena.played("hard", ["lru"], overrides={"horizon_ticks": 50})
+    long = arena.start(*LONG)
+    runs = {one["id"]: arena.table._runs[one["id"]] for one in (done, long)}
+    arena.stop()
+    assert runs[done["id"]].state == "done"
+    assert (runs[long["id"]].state, runs[long["id"]].message) == ("failed", "The server is shutting down")
+
+
+def _no_more(process):
+    raise BlockingIOError("Resource temporarily unavailable")
+
+
 class Raises:
     """Plays on for a while, and then does not."""
 

@@ -32,11 +32,11 @@ from inferencegym.workload.describe import describe
 @pytest.fixture(scope="module")
 def client():
     """A dashboard with a real desk."""
-    desk = Desk()
-    dashboard = make_dashboard([WorkloadsSection(desk)], server="env")
+    section = WorkloadsSection(Desk())
+    dashboard = make_dashboard([section], server="env")
     with TestClient(Starlette(routes=[Mount("/dashboard", dashboard)]), raise_server_exceptions=True) as made:
         yield made
-    desk.close()
+    section.close()
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ def _with_dashboard(app: Any) -> tuple[str, Callable[[], None] | None]:
     try:
         from inferencegym.web.app import make_dashboard
         from inferencegym.web.compose import sections
+        from inferencegym.web.desk import warm
     except ModuleNotFoundError:
         return f"; no dashboard: {MissingExtraError('web', 'The dashboard')}", None
     parts = sections()
@@ -71,6 +72,7 @@ def _with_dashboard(app: Any) -> tuple[str, Callable[[], None] | None]:
     @asynccontextmanager
     async def lifespan(running: Any) -> AsyncIterator[Any]:
         async with inner(running) as state:
+            warm()
             try:
                 yield state
             finally:

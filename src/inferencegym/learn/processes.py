@@ -52,7 +52,8 @@ def end_with_parent(then: Callable[..., Any] | None = None, *given: Any) -> None
 def stop_now(pool: ProcessPoolExecutor) -> None:
     """End a pool's processes in the middle of what they do; results that are not fetched yet are lost."""
     # From Python 3.14 on there is `terminate_workers`, which does the same.
-    processes = list((pool._processes or {}).values())
-    for process in processes:
-        process.terminate()
+    # Another thread that is just beginning a process holds the lock until it is among them.
+    with pool._shutdown_lock:
+        for process in (pool._processes or {}).values():
+            process.terminate()
     pool.shutdown(wait=True, cancel_futures=True)

@@ -31,6 +31,7 @@ class ArenaSection:
     name = "arena"
 
     def __init__(self, desk: Desk, limits: Limits | None = None) -> None:
+        """`desk`: its own from now on, to close as well."""
         self.desk = desk
         self.table = RunTable(limits)
         self._episode = EpisodeRoutes(self.table, desk)

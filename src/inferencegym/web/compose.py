@@ -11,6 +11,8 @@ from inferencegym.web.workloads import WorkloadsSection
 
 
 def sections(limits: Limits | None = None) -> list[Section]:
-    """Arena (with Episode), Workloads and Leaderboard, at one desk, which the first of them closes. `limits`: what the server spends on runs."""
-    desk = Desk()
-    return [ArenaSection(desk, limits), WorkloadsSection(desk), LeaderboardSection()]
+    """Arena (with Episode), Workloads and Leaderboard. `limits`: what the server spends on runs.
+
+    To read a large trace takes many seconds, so Workloads has a desk of its own: nobody's Arena waits for it.
+    """
+    return [ArenaSection(Desk(), limits), WorkloadsSection(Desk()), LeaderboardSection()]

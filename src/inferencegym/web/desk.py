@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
+from multiprocessing import forkserver
 from typing import Any, TypeVar
 
 from inferencegym.ground.errors import InferenceGymError
@@ -22,38 +23,68 @@ from inferencegym.learn.processes import end_with_parent, stop_now
 _T = TypeVar("_T")
 #: What a process of ours yields to whoever serves: steps of Unix niceness.
 NICE = 10
+_ENDS = "The server is shutting down"
 
 
 class DeskError(InferenceGymError):
-    """The process at the desk died over a call."""
+    """The desk has no answer: its process died over the call, too many are waiting, or the server is shutting down."""
 
 
 class Desk:
     """One process that does what it is told, one call after another."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 64) -> None:
+        """`most`: calls that may wait or be under way; who comes then is sent away."""
+        self.most = most
         self._pool: ProcessPoolExecutor | None = None
+        self._calls = 0
+        self._closed = False
 
     async def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """The function's answer, computed over there; its errors are raised here. DeskError if the process died."""
+        """The function's answer, computed over there; its errors are raised here. DeskError if there will be none."""
+        if self._closed:
+            raise DeskError(_ENDS)
+        if self._calls >= self.most:
+            raise DeskError(f"{self._calls} questions are waiting for an answer; try again in a few seconds")
+        self._calls += 1
+        try:
+            return await self._called(function, *arguments)
+        finally:
+            self._calls -= 1
+
+    async def _called(self, function: Callable[..., _T], *arguments: Any) -> _T:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, mp_context=context(), initializer=begin)
         pool = self._pool
         try:
             # To begin the process may take seconds, and the loop has others to serve.
-            return await asyncio.wrap_future(await asyncio.to_thread(pool.submit, function, *arguments))
+            future = await asyncio.to_thread(pool.submit, function, *arguments)
+        except (OSError, EOFError, RuntimeError) as error:
+            raise self._lost(pool, "could not be started") from error
+        try:
+            return await asyncio.wrap_future(future)
         except BrokenProcessPool as error:
-            if self._pool is pool:
-                self._pool = None
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise DeskError("the process that computes for the dashboard died; try again") from error
+            raise self._lost(pool, "died") from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                raise DeskError(_ENDS) from error
+            raise
+
+    def _lost(self, pool: ProcessPoolExecutor, how: str) -> DeskError:
+        """The process is gone, or never was: the next call has another."""
+        if self._pool is pool:
+            self._pool = None
+        pool.shutdown(wait=False, cancel_futures=True)
+        return DeskError(_ENDS if self._closed else f"The process that computes for the dashboard {how}; try again")
 
     async def ask(self, where: str, *arguments: Any) -> Any:
         """The answer of the function at `package.module:name`, whose module only the process over there imports."""
         return await self.call(_named, where, *arguments)
 
     def close(self) -> None:
-        """End the process; calls under way are given up."""
+        """End the process, for good; calls under way are given up."""
+        self._closed = True
         pool, self._pool = self._pool, None
         if pool is not None:
             # To its end: what is left to the interpreter's own, a signal would leave lying about, with a warning.
@@ -70,6 +101,12 @@ def context() -> multiprocessing.context.ForkServerContext:
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["inferencegym.web.kitchen"])
     return made
+
+
+def warm() -> None:
+    """Load what processes need, in the fork server, so that the first of them begins in a moment. Returns at once."""
+    context()
+    forkserver.ensure_running()
 
 
 def begin() -> None:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from functools import partial
 from typing import Any
 
 from inferencegym.ground.errors import ConfigError, InferenceGymError
-from inferencegym.web import frames, worker
-from inferencegym.web.desk import context
+from inferencegym.web import frames
+from inferencegym.web.process import PlayProcess
 from inferencegym.web.spec import Prepared, Spec
 
 _log = logging.getLogger(__name__)
+#: What a run weighs before its first frame: columns, results.
+_OWN_BYTES = 32 << 10
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 
 
@@ -79,7 +80,7 @@ class Run:
         self.state, self.message = WAITING, ""
         self.parts = [Part(name) for name in self.spec.policies]
         self.frames: list[bytes] = []
-        self.bytes = 0
+        self.bytes = _OWN_BYTES
         self.cpu_s = 0.0
         self.watchers = 0
         self._news = asyncio.Event()
@@ -113,7 +114,7 @@ class RunTable:
         self.limits = limits or Limits()
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._line: list[Run] = []
-        self._played: dict[str, _Play] = {}
+        self._played: dict[str, PlayProcess] = {}
         self._given_up: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
 
@@ -167,11 +168,11 @@ class RunTable:
         for handle in self._given_up.values():
             handle.cancel()
         self._given_up.clear()
-        for run in [*self._line, *(play.run for play in self._played.values())]:
+        for run in [run for run in self._runs.values() if not run.over]:
             self._fail(run, "The server is shutting down")
         self._line.clear()
-        for play in self._played.values():
-            play.stop()
+        for process in self._played.values():
+            process.stop()
         self._played.clear()
 
     def __len__(self) -> int:
@@ -184,20 +185,22 @@ class RunTable:
         while self._line and len(self._played) < self.limits.at_once:
             run = self._line.pop(0)
             run.state = RUNNING
-            self._played[run.id] = _Play(self, run)
-        for play in self._played.values():
-            play.tell(self.limits.share / len(self._played))
+            self._played[run.id] = PlayProcess(run.id, run.spec, partial(self._heard, run), partial(self._ended, run))
+        for process in self._played.values():
+            process.tell(self.limits.share / len(self._played))
         for run in self._line:
             run.tell()
 
     def _touch(self, run: Run) -> None:
         """Somebody came or went: the time after which it is given up begins anew."""
-        if run.id in self._runs:
-            self._runs.move_to_end(run.id)
+        if self._runs.get(run.id) is not run:
+            # One that was begun anew under the same name is not this one's to touch.
+            return
+        self._runs.move_to_end(run.id)
         handle = self._given_up.pop(run.id, None)
         if handle is not None:
             handle.cancel()
-        if self._closed or self._runs.get(run.id) is not run or run.watchers:
+        if self._closed or run.watchers:
             return
         if run.over:
             self._make_room()
@@ -213,9 +216,9 @@ class RunTable:
         self._fail(run, "Nobody watched this run, so it was given up; start it again")
         if run in self._line:
             self._line.remove(run)
-        play = self._played.pop(run.id, None)
-        if play is not None:
-            play.stop()
+        process = self._played.pop(run.id, None)
+        if process is not None:
+            process.stop()
         self._next()
 
     def _make_room(self) -> None:
@@ -231,10 +234,9 @@ class RunTable:
 
     # --- what the players say ----------------------------------------------------------------------------------------
 
-    def heard(self, play: _Play, said: tuple[Any, ...]) -> None:
+    def _heard(self, run: Run, process: PlayProcess, said: tuple[Any, ...]) -> None:
         """A message of a process that plays."""
-        run = play.run
-        if self._played.get(run.id) is not play:
+        if self._played.get(run.id) is not process:
             return
         run.cpu_s = said[-1]
         if said[0] == "played":
@@ -251,79 +253,28 @@ class RunTable:
             run.add([frame])
         else:
             state, message, frame, _ = said
-            run.state, run.message = state, message
+            self._end(run, state, message)
             run.add([frame])
 
-    def ended(self, play: _Play, code: int | None) -> None:
-        """A process that played is gone."""
-        if self._played.get(play.run.id) is not play:
+    def _ended(self, run: Run, process: PlayProcess, code: int | None) -> None:
+        """A process that played is gone, or never came to be."""
+        if self._played.get(run.id) is not process:
             return
-        del self._played[play.run.id]
-        if not play.run.over:
-            _log.warning("the process that played run %s ended with %s", play.run.id, code)
-            self._fail(play.run, f"The process that played this run died (exit code {code}); start it again")
-        self._touch(play.run)
+        del self._played[run.id]
+        if not run.over:
+            _log.warning("the process that played run %s ended with %s", run.id, code)
+            how = "could not be started" if code is None else f"died (exit code {code})"
+            self._fail(run, f"The process that plays this run {how}; start it again")
+        self._touch(run)
         self._next()
 
     def _fail(self, run: Run, message: str) -> None:
-        run.state, run.message = FAILED, message
+        self._end(run, FAILED, message)
+        run.add([frames.state(len(run.frames), FAILED, message)])
+
+    def _end(self, run: Run, state: str, message: str) -> None:
+        """Nothing more comes of a run: policies that had not come to their end never will."""
+        run.state, run.message = state, message
         for part in run.parts:
             if part.state in (WAITING, RUNNING):
                 part.state, part.message = FAILED, message
-        run.add([frames.state(len(run.frames), FAILED, message)])
-
-
-class _Play:
-    """A process that plays a run, and the thread that starts it and listens: the fork server may take seconds, and a message may come in pieces."""
-
-    def __init__(self, table: RunTable, run: Run) -> None:
-        self.table, self.run = table, run
-        self._loop = asyncio.get_running_loop()
-        self._here, self._there = context().Pipe()
-        self._process = context().Process(target=worker.work, args=(self._there, run.spec), daemon=True)
-        self._stopped = False
-        self._thread = threading.Thread(target=self._listen, name=f"run-{run.id}", daemon=True)
-        self._thread.start()
-
-    def tell(self, share: float) -> None:
-        """Its share of a core."""
-        try:
-            self._here.send(share)
-        except OSError:
-            _log.debug("run %s is over already", self.run.id)
-
-    def stop(self) -> None:
-        """End the process, now or as soon as it has begun."""
-        self._stopped = True
-        if self._process.pid is not None:
-            self._process.terminate()
-
-    def _listen(self) -> None:
-        code = None
-        if not self._stopped:
-            self._process.start()
-        self._there.close()
-        if self._process.pid is not None:
-            # Whoever stops it after this line sees the process.
-            if self._stopped:
-                self._process.terminate()
-            self._hear(self._here)
-            self._process.join()
-            code = self._process.exitcode
-        self._here.close()
-        self._call(self.table.ended, self, code)
-
-    def _hear(self, pipe: Connection) -> None:
-        while True:
-            try:
-                said = pipe.recv()
-            except (EOFError, OSError):
-                return
-            self._call(self.table.heard, self, said)
-
-    def _call(self, function: Any, *arguments: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:
-            # The server's loop has ended; so has its interest.
-            self.stop()

@@ -43,6 +43,7 @@ class WorkloadsSection:
     name = "workloads"
 
     def __init__(self, desk: Desk) -> None:
+        """`desk`: its own from now on, to close as well."""
         self._desk = desk
 
     def routes(self) -> Sequence[BaseRoute]:
@@ -50,7 +51,8 @@ class WorkloadsSection:
         return [Route("/workloads", self._all), Route("/workloads/{name}", self._one)]
 
     def close(self) -> None:
-        """Nothing of its own to end: the desk is its maker's."""
+        """End the desk."""
+        self._desk.close()
 
     async def _all(self, _: Request) -> Response:
         return answers.answer({"workloads": await self._desk.call(_listing)})

@@ -1,0 +1,142 @@
+"""The desk: answers and errors from another process, a death that costs one call, a limit on who waits, and an end that is one."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from inferencegym.ground.errors import ConfigError
+from inferencegym.web.compose import sections
+from inferencegym.web.desk import Desk, DeskError
+
+
+def refuse():
+    raise ConfigError("rate", "is wrong", allowed="0..1")
+
+
+def sleep_long():
+    time.sleep(60)
+
+
+def at_desk(use, **limits):
+    """Use a desk in an event loop, and close it."""
+
+    async def main():
+        desk = Desk(**limits)
+        try:
+            return await asyncio.wait_for(use(desk), 60)
+        finally:
+            desk.close()
+
+    return asyncio.run(main())
+
+
+def test_answers_come_from_another_process_which_has_stepped_back():
+    async def use(desk):
+        assert await desk.ask("os:getpid") == await desk.call(os.getpid) != os.getpid()
+        assert await desk.call(os.nice, 0) == os.nice(0) + 10
+
+    at_desk(use)
+
+
+def test_its_errors_arrive_whole():
+    async def use(desk):
+        with pytest.raises(ConfigError) as error:
+            await desk.call(refuse)
+        assert (error.value.field, error.value.allowed) == ("rate", "0..1")
+
+    at_desk(use)
+
+
+def test_a_call_that_kills_the_process_costs_no_later_one():
+    async def use(desk):
+        first = await desk.call(os.getpid)
+        with pytest.raises(DeskError, match="died; try again"):
+            await desk.call(os._exit, 3)
+        assert await desk.call(os.getpid) != first
+
+    at_desk(use)
+
+
+def test_a_process_that_cannot_be_begun_is_told_and_tried_again(monkeypatch):
+    async def use(desk):
+        with monkeypatch.context() as broken:
+            broken.setattr(multiprocessing.context.ForkServerProcess, "start", _no_more)
+            with pytest.raises(DeskError, match="could not be started; try again"):
+                await desk.call(os.getpid)
+        assert await desk.call(os.getpid) != os.getpid()
+
+    at_desk(use)
+
+
+def _no_more(process):
+    raise BlockingIOError("Resource temporarily unavailable")
+
+
+def test_who_comes_when_too_many_wait_is_sent_away():
+    async def use(desk):
+        calls = [asyncio.create_task(desk.call(sleep_long)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(DeskError, match="2 questions are waiting"):
+            await desk.call(os.getpid)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        with pytest.raises(TimeoutError):
+            # Let in again; it waits for the first, which a process cannot be talked out of.
+            await asyncio.wait_for(desk.call(os.getpid), 0.1)
+
+    at_desk(use, most=2)
+
+
+def test_closed_it_gives_up_its_calls_and_begins_no_process_again():
+    async def use(desk):
+        process = await desk.call(os.getpid)
+        calls = [asyncio.create_task(desk.call(sleep_long)) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        desk.close()
+        for call in calls:
+            with pytest.raises(DeskError, match="shutting down"):
+                await call
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, signal.SIG_DFL)
+        with pytest.raises(DeskError, match="shutting down"):
+            await desk.call(os.getpid)
+
+    at_desk(use)
+
+
+def test_closed_while_its_process_begins_it_leaves_none():
+    async def use(desk):
+        call = asyncio.create_task(desk.call(sleep_long))
+        await asyncio.sleep(0)
+        while desk._pool is None or not desk._pool._pending_work_items:
+            await asyncio.sleep(0)
+        asked_s = time.monotonic()
+        desk.close()
+        assert time.monotonic() - asked_s < 30, "it waited for the call"
+        with pytest.raises(DeskError, match="shutting down"):
+            await call
+
+    at_desk(use)
+
+
+def test_a_slow_question_on_workloads_holds_up_nobody_in_the_arena():
+    async def main():
+        arena, workloads, _ = made = sections()
+        try:
+            slow = asyncio.create_task(workloads._desk.call(sleep_long))
+            assert await asyncio.wait_for(arena.desk.ask("inferencegym.web.play:catalogue"), 40)
+            assert not slow.done()
+        finally:
+            for section in made:
+                section.close()
+        with pytest.raises(DeskError):
+            await slow
+
+    asyncio.run(main())
