@@ -155,6 +155,15 @@ def test_a_form_from_a_foreign_page_starts_nothing(arena):
     assert answer.status_code == 415
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_foreign_page_can_ask_for_nothing(arena, site):
+    for path in ("/catalogue", "/runs/none", "/runs/none/stream"):
+        answer = arena.client.get(path, headers={"sec-fetch-site": site})
+        assert answer.status_code == 403
+        assert "open the dashboard itself" in answer.json()["error"]["message"]
+    assert arena.client.get("/catalogue", headers={"sec-fetch-site": "same-origin"}).status_code == 200
+
+
 def test_frames_that_are_cut_off_are_an_error():
     whole = frames.state(0, "running") + frames.samples(1, 0, 0, 2, bytes(16))
     assert [header["type"] for header, _ in frames.read(whole)] == ["state", "samples"]

@@ -68,7 +68,7 @@ def make_dashboard(
         return Response(tokens(), media_type="text/css")
 
     inner = [route for section in sections for route in section.routes()]
-    api = Mount("/api", routes=inner, middleware=[] if authorise is None else [Middleware(_Authorised, authorise)])
+    api = Mount("/api", routes=inner, middleware=[Middleware(_Allowed, authorise)])
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -91,14 +91,21 @@ def make_dashboard(
     )
 
 
-class _Authorised:
-    """Lets a request through to the interface if the server's own rules do."""
+class _Allowed:
+    """Lets a request through to the interface if the server's own rules do, and no page of another site has made a browser send it: it could not read
+    the answer, but could have the server compute without end.
+    """
 
-    def __init__(self, app: Any, authorise: Callable[[Request], None]) -> None:
+    def __init__(self, app: Any, authorise: Callable[[Request], None] | None) -> None:
         self.app, self.authorise = app, authorise
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.authorise(Request(scope))
+        request = Request(scope)
+        # Browsers say so unasked, and pages cannot change it; who is no browser has no visitor whose rights could be borrowed.
+        if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            raise HTTPException(403, "A page of another site asked for this; open the dashboard itself")
+        if self.authorise is not None:
+            self.authorise(request)
         await self.app(scope, receive, send)
 
 
