@@ -161,7 +161,7 @@ class Viewer:
         """A page in a tab of its own, with its shell drawn."""
         page = self.context.new_page()
         page.goto(url)
-        page.locator("main h1").first.wait_for()
+        page.locator("main h1:not([aria-busy=true] h1)").first.wait_for()
         return page
 
     def close(self) -> None:

@@ -3,6 +3,8 @@
 export const DASH = "–";
 const none = (v) => v === null || v === undefined || Number.isNaN(v);
 const makers = new Map();
+const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
+const CAPITALS = new Set(["cpu", "gpu", "itl", "kv", "sla", "slo", "tpot", "ttft", "vip"]);
 
 function maker(options) {
   const key = JSON.stringify(options);
@@ -20,7 +22,10 @@ export function number(v, digits = 4) {
     return signed(maker({ maximumSignificantDigits: digits }).format(v / step)) + mark;
   }
   if (Number.isInteger(v)) return signed(maker({ maximumFractionDigits: 0 }).format(v));
-  if (size < 1e-4) return signed(v.toExponential(Math.max(0, digits - 2)));
+  if (size < 1e-4) {
+    const [figures, power] = v.toExponential(Math.max(0, digits - 2)).split("e");
+    return `${signed(figures)} × 10${[...power].map((mark) => RAISED[mark]).join("")}`;
+  }
   const fraction = Math.max(0, Math.min(6, digits - 1 - Math.floor(Math.log10(size))));
   return signed(maker({ maximumFractionDigits: fraction }).format(v));
 }
@@ -63,6 +68,17 @@ export function duration(v) {
 export function withUnit(v, unit, digits = 4) {
   if (none(v)) return DASH;
   return unit && unit !== "1" ? `${number(v, digits)} ${unit}` : number(v, digits);
+}
+
+/** A name of the code in words: best_static is best static, slo is SLO. */
+export function words(name) {
+  return name.split("_").map((word) => (CAPITALS.has(word) ? word.toUpperCase() : word)).join(" ");
+}
+
+/** The same at the head of a column. */
+export function heading(name) {
+  const said = words(name);
+  return said[0].toUpperCase() + said.slice(1);
 }
 
 function signed(text) {

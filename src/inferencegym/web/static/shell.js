@@ -35,7 +35,13 @@ async function begin() {
   addEventListener("needs-key", () => askKey("The server did not accept the key."));
   document.addEventListener("click", follow);
   new ResizeObserver(() => document.documentElement.style.setProperty("--banners", `${banners.offsetHeight}px`)).observe(banners);
+  loading("InferenceGym", "Asking the server what there is…");
   await know();
+}
+
+/** What stands there before a page has come: its heading, and that it is on its way. Whatever fills the place later takes it away. */
+function loading(title, text, place = main) {
+  fill(place, h("div", { "aria-busy": "true" }, h("h1", null, title), h("p", { class: "loading", role: "status" }, text)));
 }
 
 /** Ask the server what it is; say what to do where it does not answer. */
@@ -49,7 +55,10 @@ async function know() {
     return;
   }
   header();
-  if (about.needs_key && !key.get()) askKey("This server asks for an API key.");
+  if (about.needs_key && !key.get()) {
+    loading(here()[0].toUpperCase() + here().slice(1), "Waiting for a key…");
+    askKey("This server asks for an API key.");
+  }
   else await show();
 }
 
@@ -126,12 +135,12 @@ async function show() {
     return;
   }
   const root = h("div", { class: `page-${page.name}` });
-  fill(main, h("p", { class: "loading", role: "status" }, `Loading ${page.title}…`));
+  loading(page.title, `Loading: ${page.what.toLowerCase()}…`, root);
+  fill(main, root);
   let ended = null;
   try {
     const module = await import(`./pages/${page.name}.js`);
     if (mine !== turn) return;
-    fill(main, root);
     ended = await module.mount(root, context(page, () => mine === turn));
   } catch (error) {
     if (mine !== turn) return;
@@ -184,8 +193,8 @@ function askKey(why) {
   const field = h("input", { id: "key", type: "password", autocomplete: "off", required: true });
   const dialog = h("dialog", { id: "key-dialog", "aria-labelledby": "key-title" },
     h("form", { class: "field", onsubmit: given },
-      h("h2", { id: "key-title" }, "API key"),
-      h("p", null, why, " It is one of the server's --api-keys, and stays in this tab."),
+      h("h2", { id: "key-title" }, about?.server === "serve" ? "Administrator's key" : "API key"),
+      h("p", null, why, about?.server === "serve" ? " It takes an administrator's key: one that serve key NAME --admin has made. It stays in this tab." : " It is one of the server's --api-keys, and stays in this tab."),
       h("label", { for: "key" }, "Key"), field,
       h("div", { class: "row end" }, h("button", { type: "submit", class: "primary" }, "Use this key"))));
   let used = false;

@@ -1,7 +1,7 @@
 // What a policy did over time: a row for each action, a mark the darker the more often it was taken in that stretch. One hue, so colour vision does not matter.
 import { h } from "./dom.js";
 import { colour, queue, seldom, unqueue } from "./drawing.js";
-import { DASH, integer, percent } from "./format.js";
+import { DASH, integer, percent, words } from "./format.js";
 
 const ROW = 13;
 const LEFT = 118;
@@ -174,8 +174,4 @@ class Strip {
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "Action"), h("th", { scope: "col", class: "n" }, "Times"), h("th", { scope: "col", class: "n" }, "Share"))),
       h("tbody", null, counts.map(([name, count]) => h("tr", null, h("td", null, name), h("td", { class: "n" }, integer(count)), h("td", { class: "n" }, percent(count / total)))))));
   }
-}
-
-function words(name) {
-  return name.replaceAll("_", " ");
 }

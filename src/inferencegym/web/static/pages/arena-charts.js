@@ -10,8 +10,9 @@ const GROUPS = [
 const SYNC = "arena";
 
 export class Charts {
-  /** @param {object} run; @param {(sample: number) => void} onPick the reader clicked at a sample */
+  /** Groups of charts: the score's in `first`, all others in `element`. @param {object} run; @param {(sample: number) => void} onPick the reader clicked at a sample */
   constructor(run, onPick) {
+    this.first = h("div", { class: "groups first" });
     this.element = h("div", { class: "groups" });
     this.charts = [];
     this.strips = [];
@@ -22,7 +23,7 @@ export class Charts {
       const columns = run.columns.map((column, c) => ({ ...column, c })).filter((column) => column.group === group);
       if (!columns.length) continue;
       const grid = h("div", { class: "charts" });
-      this.element.append(h("details", { open: true, class: "group", "data-group": group }, h("summary", null, h("h2", null, title)), grid));
+      (group === "score" ? this.first : this.element).append(h("details", { open: true, class: "group", "data-group": group }, h("summary", null, h("h2", null, title)), grid));
       const coded = columns.filter((column) => column.codes && Object.keys(column.codes).length > 4);
       for (const column of columns) if (!coded.includes(column)) this.lines(run, column, grid, onPick);
       if (coded.length) this.codes(run, coded, grid, onPick);

@@ -1,6 +1,6 @@
 // The form of the Arena: what to play. A Spec is {task, policies, split, seed, overrides}; the same travels in the page's address.
 import { fill, h } from "../dom.js";
-import { integer, withUnit } from "../format.js";
+import { integer, withUnit, words } from "../format.js";
 
 const KINDS = [
   ["rule", "Rules", "written by hand, act at once"],
@@ -190,6 +190,14 @@ export class Form {
     this.inputs.set(one.name, control);
     const range = one.kind === "choice" || one.min === null || one.min === undefined ? "" : `, ${withUnit(one.min, "")} to ${withUnit(one.max, one.unit)}`;
     return field(one.label, control, one.name, one.kind === "choice" ? null : h("span", { class: "hint" }, `${own}${range}`));
+  }
+
+  /** Overrides in words, one a string. */
+  told(overrides) {
+    return Object.entries(overrides).map(([name, value]) => {
+      const one = this.chosenTask.overrides.find((known) => known.name === name);
+      return one ? `${one.label} ${typeof value === "number" ? withUnit(value, one.unit) : value}` : `${words(name)} ${value}`;
+    });
   }
 
   seedHint() {

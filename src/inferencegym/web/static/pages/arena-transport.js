@@ -1,10 +1,10 @@
 // The playhead: which sample of a run the page shows. It is the viewer's own; the run itself goes on or is long done.
-import { fill, h } from "../dom.js";
+import { h } from "../dom.js";
 import { duration, integer } from "../format.js";
+import { buttons, FAR, keys, labelled, speeds, tellPlay } from "../playing.js";
 
 const SPEEDS = [1, 5, 20, 100, 500, 1000];
 const SPANS = [50, 200, 1000, 5000];
-const LEAP = 100;
 
 export class Transport {
   /** @param {object} run; @param {() => number} front how many samples are there; @param {() => void} onMove the playhead, speed or span has changed */
@@ -25,24 +25,19 @@ export class Transport {
 
   build() {
     const { sample_name: unit, samples } = this.run;
-    this.pause = h("button", { id: "pause", type: "button", class: "primary", onclick: () => this.toggle() });
-    this.back = h("button", { id: "back", type: "button", "aria-label": `One ${unit} back`, title: "Arrow left", onclick: () => this.step(-1) }, "◂ step");
-    this.forth = h("button", { id: "step", type: "button", "aria-label": `One ${unit} forward`, title: "Arrow right", onclick: () => this.step(1) }, "step ▸");
-    this.speed = h("select", { id: "speed", onchange: () => this.setSpeed(this.speed.value) },
-      SPEEDS.map((one) => h("option", { value: String(one) }, `×${one} (${one} ${unit}${one > 1 ? "s" : ""}/s)`)),
-      h("option", { value: "live", selected: true }, "live, as computed"));
+    this.buttons = buttons(unit, {
+      id: "pause", first: () => this.seek(0), back: () => this.step(-1), play: () => this.toggle(), forth: () => this.step(1), last: () => this.seek(this.front() - 1),
+    });
+    this.speed = h("select", { id: "speed", onchange: () => this.setSpeed(this.speed.value) }, h("option", { value: "live", selected: true }, "live, as computed"), speeds(unit, SPEEDS));
     this.span = h("select", { id: "span", onchange: () => this.onMove() }, h("option", { value: "0" }, "the whole run"),
       SPANS.filter((one) => one < samples).map((one) => h("option", { value: String(one) }, `${integer(one)} ${unit}s`)));
     this.playhead = h("input", { id: "playhead", type: "range", min: "0", max: String(Math.max(0, samples - 1)), step: "1", value: "0", "aria-label": `Playhead, ${unit}`, oninput: () => this.seek(Number(this.playhead.value)) });
     this.computed = h("div", { class: "computed", "aria-hidden": "true" });
     this.where = h("output", { class: "where figure", for: "playhead" });
-    this.choices = h("div", { class: "row choices" }, h("label", { class: "inline" }, "Speed ", this.speed), h("label", { class: "inline" }, "Charts show ", this.span));
     this.element = h("section", { class: "deck", "aria-label": "Playing" },
-      h("div", { class: "row" }, this.pause, this.back, this.forth, this.where),
+      h("div", { class: "row" }, Object.values(this.buttons), labelled("Speed", this.speed), labelled("Charts show", this.span), this.where),
       h("div", { class: "track" }, this.computed, this.playhead),
-      h("p", { class: "hint keys-hint" }, h("kbd", null, "space"), " play or pause, ", h("kbd", null, "←"), " ", h("kbd", null, "→"), ` one ${unit}, with `, h("kbd", null, "shift"), ` ${LEAP}, `,
-        h("kbd", null, "home"), " ", h("kbd", null, "end"), "; click a chart to go there, drag to look closer, double-click to see all again."));
-    this.told = "";
+      keys(unit, integer(FAR), "; click a chart to go there, drag to look closer, double-click to see all again."));
     this.show();
   }
 
@@ -113,7 +108,7 @@ export class Transport {
     const { target } = event;
     if (event.ctrlKey || event.metaKey || event.altKey || target.closest("dialog")) return;
     if (target !== this.playhead && target.closest("input, select, textarea, [tabindex='0'], summary, a")) return;
-    const leap = event.shiftKey ? LEAP : 1;
+    const leap = event.shiftKey ? FAR : 1;
     if (event.key === " ") {
       if (target.closest("button")) return;
       this.toggle();
@@ -147,14 +142,11 @@ export class Transport {
   show() {
     const { samples, sample_s: each, sample_name: unit } = this.run;
     const front = this.front();
-    const text = this.playing && !this.atEnd ? "Pause" : this.atEnd && front ? "Play again" : "Play";
-    if (this.told !== text) {
-      this.told = text;
-      fill(this.pause, h("span", { "aria-hidden": "true" }, text === "Pause" ? "❚❚ " : "▶ "), text);
-    }
-    this.pause.disabled = front === 0 && Boolean(this.ended?.());
-    this.back.disabled = this.at <= 0;
-    this.forth.disabled = this.at >= front - 1;
+    const { first, back, play, forth, last } = this.buttons;
+    tellPlay(play, this.playing && !this.atEnd ? "Pause" : this.atEnd && front ? "Play again" : "Play");
+    play.disabled = front === 0 && Boolean(this.ended?.());
+    first.disabled = back.disabled = this.at <= 0;
+    forth.disabled = last.disabled = this.at >= front - 1;
     this.playhead.value = String(Math.max(0, this.at));
     const where = this.at < 0 ? (this.ended?.() ? "nothing was played" : `waiting for the first ${unit}`) : `${unit} ${integer(this.at)} of ${integer(samples - 1)}${each ? `, ${duration(this.at * each)}` : ""}`;
     this.where.textContent = where;

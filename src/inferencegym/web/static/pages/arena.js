@@ -24,8 +24,17 @@ class Arena {
     this.form = new Form(catalogue, (spec) => this.start(spec));
     this.summary = h("span");
     this.setup = h("details", { class: "card setup", open: true, id: "setup" }, h("summary", null, h("h2", null, "Set up"), this.summary), this.form.element);
+    this.news_ = h("div", { class: "row news" });
+    this.intro = h("div", { class: "intro" }, h("p", { class: "soft" }, "Choose a task and up to six policies. They meet the same requests at the same moments, and you watch them side by side."),
+      h("div", { class: "row", role: "group", "aria-labelledby": "examples" }, h("span", { class: "label", id: "examples" }, "Begin with"),
+        examples(catalogue).map(({ label, spec }, i) => h("button", {
+          type: "button", "data-example": String(i), onclick: () => {
+            this.form.show(spec);
+            this.start(spec);
+          },
+        }, label))));
     this.stage = h("div", { class: "stage" });
-    root.append(h("h1", null, "Arena"), h("p", { class: "soft" }, "Choose a task and up to six policies. They meet the same requests at the same moments, and you watch them side by side."), this.setup, this.stage);
+    fill(root, h("div", { class: "row head" }, h("h1", null, "Arena"), this.news_), this.intro, this.setup, this.stage);
   }
 
   begin() {
@@ -45,14 +54,10 @@ class Arena {
     this.start(spec);
   }
 
+  /** Nothing is playing: what one may do comes first. */
   empty() {
-    fill(this.stage, h("div", { class: "empty" }, h("h2", null, "Nothing is playing yet"), h("p", null, "Press Start above, or begin with one of these:"),
-      h("div", { class: "row center" }, examples(this.catalogue).map(({ label, spec }, i) => h("button", {
-        type: "button", "data-example": String(i), onclick: () => {
-          this.form.show(spec);
-          this.start(spec);
-        },
-      }, label)))));
+    this.intro.hidden = false;
+    this.stage.replaceChildren();
   }
 
   /** Ask the server for a run and show it. */
@@ -62,6 +67,7 @@ class Arena {
     this.aborter = aborter;
     this.form.complain(null);
     this.form.start.disabled = true;
+    this.intro.hidden = true;
     fill(this.stage, h("p", { class: "loading", role: "status" }, "Asking the server for this run…"));
     try {
       const run = await post("runs", spec, aborter.signal);
@@ -134,26 +140,25 @@ class Arena {
     this.run = run;
     const { spec } = run;
     this.setup.open = false;
-    const overrides = Object.entries(spec.overrides ?? {}).map(([name, value]) => `${name} ${value}`);
+    const overrides = this.form.told(spec.overrides ?? {});
     fill(this.summary, [spec.task, spec.split, `seed ${spec.seed}`, `${run.policies.length} ${run.policies.length === 1 ? "policy" : "policies"}`, ...overrides].join(" · "));
     this.ctx.title(`${spec.task}: ${run.policies.map((one) => one.name).join(", ")}`);
     this.score = run.columns.findIndex((one) => one.name === "score_so_far");
     if (this.score < 0) this.score = run.columns.findIndex((one) => one.group === "score");
     this.charts = new Charts(run, (sample) => this.transport.seek(sample));
-    this.cards = run.policies.map((_, i) => new Card(run, i, (which, on) => this.charts.setPolicyVisible(which, on), (which) => this.look(which)));
+    this.cards = run.policies.map((_, i) => new Card(run, i, (which, on) => this.charts.setPolicyVisible(which, on), (which, why) => this.look(which, why)));
     this.transport = new Transport(run, () => this.samples.front, () => this.draw());
     this.transport.ended = () => this.run.state === "done" || this.run.state === "failed";
     this.parts_ = [this.charts, this.transport];
     this.again = h("button", { type: "button", id: "again", hidden: true, onclick: () => this.start(spec) }, "Play it again");
     this.line = h("p", { class: "status", role: "status", id: "run-status" });
     this.scores = h("div");
-    this.exports = ["json", "parquet", "html"].map((kind) => h("button", { type: "button", "data-export": kind, disabled: true, title: "When the run has ended", onclick: () => this.keep(kind) }, { json: "JSON", parquet: "Parquet", html: "HTML report" }[kind]));
-    fill(this.stage,
-      h("div", { class: "row" }, this.line, this.again),
-      h("div", { class: "row bar-top" }, this.transport.choices,
-        h("div", { class: "row" }, h("button", { type: "button", id: "copy-link", onclick: () => this.copy(location.href, "The link is copied. It restores this run.") }, "Copy link"),
-          h("span", { class: "label", id: "export-label" }, "Export"), h("div", { class: "row", role: "group", "aria-labelledby": "export-label" }, this.exports))),
-      this.transport.element, h("div", { class: run.policies.length > 4 ? "cards many" : "cards" }, this.cards.map((card) => card.element)), this.scores, this.charts.element, this.command());
+    this.exports = ["json", "parquet", "html"].map((kind) => h("button", { type: "button", "data-export": kind, disabled: true, title: "When the run has ended", onclick: () => this.keep(kind) }, { json: "JSON", parquet: "Parquet", html: "HTML" }[kind]));
+    fill(this.news_, this.line, this.again,
+      h("div", { class: "row keep" }, h("button", { type: "button", id: "copy-link", onclick: () => this.copy(location.href, "The link is copied. It restores this run.") }, "Copy link"),
+        h("div", { class: "row", role: "group", "aria-labelledby": "export-label" }, h("span", { class: "label", id: "export-label" }, "Export"), this.exports)));
+    fill(this.stage, this.transport.element, h("div", { class: run.policies.length > 4 ? "cards many" : "cards" }, this.cards.map((card) => card.element)),
+      this.charts.first, this.scores, this.charts.element, this.command());
     this.pump = requestAnimationFrame(() => this.pumped());
     this.status();
     this.finished();
@@ -174,8 +179,9 @@ class Arena {
     const { at } = this.transport;
     this.charts.show(this.samples, at, this.transport.range());
     this.cards.forEach((card, i) => {
-      const sample = Math.min(at, this.samples.counts[i] - 1);
-      card.tell(this.samples.at(i, this.score, sample), (column) => this.samples.at(i, column, sample));
+      const last = this.samples.counts[i] - 1;
+      const sample = Math.min(at, last);
+      card.tell(this.samples.at(i, this.score, sample), (column) => this.samples.at(i, column, sample), sample === last);
     });
   }
 
@@ -220,11 +226,14 @@ class Arena {
     return h("section", { class: "again" }, h("h2", null, "Play it elsewhere"), inner);
   }
 
-  look(i) {
+  /** Into the episode of a policy, at the same moment; `why`: at its end, where it says why it crashed. */
+  look(i, why = false) {
     const decisions = this.run.decisions_per_sample ?? 1;
     const params = paramsOf(this.run.spec);
+    const at = Math.max(0, Math.min(this.transport.at, this.samples.counts[i] - 1)) * decisions;
     params.set("policy", String(i));
-    params.set("decision", String(Math.max(0, Math.min(this.transport.at, this.samples.counts[i] - 1)) * decisions));
+    params.set("decision", String(why ? this.run.policies[i].result.steps : at));
+    if (why) params.set("part", "why");
     this.ctx.navigate("episode", params);
   }
 
@@ -282,6 +291,7 @@ class Arena {
     this.closeReplayed?.();
     Object.assign(this, { closeReplayed: null, run: null, samples: null, transport: null, cards: [], again: null, fresh: false });
     this.stage.replaceChildren();
+    this.news_.replaceChildren();
   }
 
   close() {

@@ -2,7 +2,7 @@
 import { ApiError, get, post } from "../api.js";
 import { createChart } from "../chart.js";
 import { fill, h } from "../dom.js";
-import { number } from "../format.js";
+import { number, words } from "../format.js";
 import { follow } from "./arena-data.js";
 
 const SYNC = "episode";
@@ -157,7 +157,7 @@ export class Course {
       const gap = mine.result.value - theirs.result.value;
       const parts = Object.keys(mine.result.parts).map((name) => [name, mine.result.parts[name] - (theirs.result.parts[name] ?? 0)]).filter(([, v]) => Math.abs(v) >= 5e-5);
       const signed = (v) => `${v > 0 ? "+" : ""}${number(v, 3)}`;
-      this.said.textContent = `${mine.name} ${number(mine.result.value, 5)}, ${theirs.name} ${number(theirs.result.value, 5)}: ${gap === 0 ? "the same" : `${number(Math.abs(gap), 3)} ${gap > 0 ? "better" : "worse"}`}${parts.length ? ` (${parts.map(([name, v]) => `${name} ${signed(v)}`).join(", ")})` : ""}.${theirs.result.crashed ? ` ${theirs.name} crashed.` : ""}`;
+      this.said.textContent = `${mine.name} ${number(mine.result.value, 5)}, ${theirs.name} ${number(theirs.result.value, 5)}: ${gap === 0 ? "the same" : `${number(Math.abs(gap), 3)} ${gap > 0 ? "better" : "worse"}`}${parts.length ? ` (${parts.map(([name, v]) => `${words(name)} ${signed(v)}`).join(", ")})` : ""}.${theirs.result.crashed ? ` ${theirs.name} crashed.` : ""}`;
     } else {
       this.said.textContent = theirs.message || `${theirs.result ? mine.name : theirs.name} is still being played…`;
     }
@@ -169,7 +169,7 @@ export class Course {
     if (!this.termBox) return;
     if (!this.termChart) {
       this.termChart = createChart(this.termBox, { title: "Reward by term, summed", unit: "reward", xLabel: this.run.sample_name, sync: SYNC, height: 150,
-        series: terms.names.map((label, slot) => ({ label, slot, dash: true })) });
+        series: terms.names.map((name, slot) => ({ label: words(name), slot, dash: true })) });
       this.termChart.onPick((x) => this.onPick(x));
     }
     this.termChart.setData(Float64Array.from(terms.samples, (one) => one - 1), terms.sums.map((one) => Float32Array.from(one)));

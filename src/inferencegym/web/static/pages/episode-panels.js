@@ -1,6 +1,6 @@
 // The panels of the Episode page that show one moment: queues, counts, a deployment's knobs and classes, and the decision that comes next.
 import { fill, h, svg } from "../dom.js";
-import { DASH, integer, ms, number, percent } from "../format.js";
+import { DASH, integer, ms, number, percent, words } from "../format.js";
 
 //: Facts of a paging episode that people ask about, in order.
 const FACTS = [
@@ -15,11 +15,6 @@ const SEEN = [
   ["pause_left_s", "reload still takes, s", number],
 ];
 const SEATS = 100;
-
-/** A name of the code, for people. */
-export function spaced(name) {
-  return name.replaceAll("_", " ");
-}
 
 /** Who waits, as bars: a bar's height is its wait against the limit. */
 export function queues(list) {
@@ -78,7 +73,7 @@ export function decision(row, told, before) {
   const verdict = row.legal ? null : h("span", { class: "badge bad" }, "✕ not possible, nothing happened");
   const terms = told.terms.map((name, i) => [name, row.terms[i]]).filter(([, value]) => value !== 0);
   const signed = (value) => `${value > 0 ? "+" : ""}${number(value)}`;
-  const earned = `${number(row.reward)}${terms.length ? `: ${terms.map(([name, value]) => `${name} ${signed(value)}`).join(", ")}` : ""}`;
+  const earned = `${number(row.reward)}${terms.length ? `: ${terms.map(([name, value]) => `${words(name)} ${signed(value)}`).join(", ")}` : ""}`;
   return [
     h("p", { class: "taken" }, h("strong", null, row.words), " ", verdict),
     h("p", { class: "small" }, h("span", { class: "soft" }, "Reward "), h("span", { class: "figure" }, earned)),
@@ -104,7 +99,7 @@ function settings(row, before) {
     h("thead", null, h("tr", null, ["knob", "in force", "asked for", "allowed"].map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", null, names.map((name) => {
       const turned = before && row.action[name] !== undefined && row.action[name] !== before[name];
-      return h("tr", { class: turned ? "turned" : null }, h("th", { scope: "row" }, spaced(name)), h("td", { class: "n" }, before ? knob(name, before[name]) : DASH),
+      return h("tr", { class: turned ? "turned" : null }, h("th", { scope: "row" }, words(name)), h("td", { class: "n" }, before ? knob(name, before[name]) : DASH),
         h("td", { class: "n" }, turned ? h("strong", null, knob(name, row.action[name])) : knob(name, row.action[name])),
         h("td", null, row.mask[name] ? `only ${row.mask[name].join(", ")}` : "any"));
     }))));
@@ -113,7 +108,7 @@ function settings(row, before) {
 function observed(row, columns) {
   return h("div", { class: "table-box observed", tabindex: "0", role: "region", "aria-label": "Observation" }, h("table", null,
     h("tbody", null, columns.map((column, i) => h("tr", { title: column.what },
-      h("th", { scope: "row" }, spaced(column.name)), h("td", { class: "n" }, number(row.observation[i])), h("td", { class: "soft" }, column.unit))))));
+      h("th", { scope: "row" }, words(column.name)), h("td", { class: "n" }, number(row.observation[i])), h("td", { class: "soft" }, column.unit))))));
 }
 
 /** Fill a node only where it differs, so that the reader's selection and open details stay. */

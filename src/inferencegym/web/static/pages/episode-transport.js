@@ -1,6 +1,7 @@
 // The transport of an episode: a playhead over its decisions, to be dragged, stepped and played, by hand and by keyboard. It moves this viewer only.
 import { h } from "../dom.js";
 import { duration, integer } from "../format.js";
+import { buttons, FAR, keys, labelled, speeds, tellPlay } from "../playing.js";
 
 const SPEEDS = [1, 5, 20, 100, 500, 2000];
 
@@ -11,16 +12,16 @@ export class Transport {
     this.at = 0;
     this.total = 0;
     this.frame = 0;
-    const button = (id, label, sign, fn) => h("button", { type: "button", id, "aria-label": label, title: label, onclick: fn }, sign);
-    this.play = button("play", "Play", "▶", () => (this.frame ? this.stop() : this.start()));
+    this.buttons = buttons("decision", {
+      id: "play", first: () => this.touch(0), back: () => this.touch(this.at - 1), play: () => (this.frame ? this.stop() : this.start()), forth: () => this.touch(this.at + 1), last: () => this.touch(this.total),
+    });
     this.slider = h("input", { id: "decision", type: "range", min: 0, max: 0, step: 1, value: 0, "aria-label": "Decision", oninput: () => this.touch(Number(this.slider.value)) });
-    this.speed = h("select", { id: "speed", "aria-label": "Speed" }, SPEEDS.map((one) => h("option", { value: one, selected: one === 20 }, `${integer(one)} a second`)));
-    this.said = h("output", { class: "figure", for: "decision", id: "position" });
-    this.element = h("div", { class: "transport card" },
-      h("div", { class: "row" }, button("first", "To the beginning", "|◂", () => this.touch(0)), button("back", "One decision back", "◂", () => this.touch(this.at - 1)), this.play,
-        button("step", "One decision on", "▸", () => this.touch(this.at + 1)), button("last", "To the end", "▸|", () => this.touch(this.total)), this.speed, this.said),
-      this.slider,
-      h("p", { class: "soft small keys-help" }, h("kbd", null, "space"), " play, ", h("kbd", null, "←"), " ", h("kbd", null, "→"), ` a decision, with `, h("kbd", null, "shift"), ` fifty ${options.unit}s, `, h("kbd", null, "home"), " ", h("kbd", null, "end")));
+    this.speed = h("select", { id: "speed" }, speeds("decision", SPEEDS, 20));
+    this.said = h("output", { class: "where figure", for: "decision", id: "position" });
+    this.element = h("section", { class: "deck", "aria-label": "Playing" },
+      h("div", { class: "row" }, Object.values(this.buttons), labelled("Speed", this.speed), this.said),
+      h("div", { class: "track" }, this.slider),
+      keys("decision", `${FAR} ${options.unit}s`));
     this.listen = (event) => this.key(event);
     document.addEventListener("keydown", this.listen);
   }
@@ -39,6 +40,7 @@ export class Transport {
     const time = seconds ? ` · ${duration(samples * seconds)}` : "";
     this.said.textContent = `decision ${integer(decision)} of ${integer(this.total)} · ${unit} ${integer(samples)}${time}`;
     this.slider.setAttribute("aria-valuetext", this.said.textContent);
+    if (!this.frame) this.told(false);
   }
 
   touch(decision) {
@@ -75,15 +77,14 @@ export class Transport {
   }
 
   told(playing) {
-    this.play.textContent = playing ? "⏸" : "▶";
-    for (const name of ["aria-label", "title"]) this.play.setAttribute(name, playing ? "Pause" : "Play");
+    tellPlay(this.buttons.play, playing ? "Pause" : this.total && this.at >= this.total ? "Play again" : "Play");
   }
 
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
     const on = event.target;
     if (on.closest?.("input:not(#decision), select, textarea, dialog, summary, canvas, .table-box")) return;
-    const far = 50 * this.options.per;
+    const far = FAR * this.options.per;
     const moves = { ArrowLeft: this.at - (event.shiftKey ? far : 1), ArrowRight: this.at + (event.shiftKey ? far : 1), Home: 0, End: this.total };
     if (event.key === "Home" && !this.total) {
       // Nothing is there yet, but the reader wants the beginning.

@@ -1,7 +1,7 @@
 // The Episode page: one policy of a run, decision by decision. What stands where at any moment, what was done, what it earned, and why it ended so.
 import { ApiError, get, post } from "../api.js";
 import { fill, h } from "../dom.js";
-import { duration, integer, number } from "../format.js";
+import { duration, integer, number, words } from "../format.js";
 import { ActionStream } from "./actionstream.js";
 import { follow } from "./arena-data.js";
 import { paramsOf, specFrom } from "./arena-form.js";
@@ -79,20 +79,19 @@ class Episode {
     this.badge = h("span", { class: "badge", id: "state" });
     const choose = h("select", { id: "policy", onchange: (event) => this.ctx.navigate("episode", this.params({ policy: event.target.value })) },
       run.policies.map((one, i) => h("option", { value: i, selected: i === this.policy }, one.name)));
-    const changed = Object.entries(spec.overrides).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(", ");
-    this.standing = h("p", { class: "soft", id: "standing" });
+    const changed = Object.entries(spec.overrides).map(([name, value]) => `${words(name)} ${typeof value === "number" ? number(value) : value}`).join(", ");
+    this.standing = h("p", { id: "standing" });
     const head = h("header", null,
-      h("div", { class: "row" }, h("h1", null, swatch, ` ${mine.name} on ${spec.task}`), this.badge),
-      h("p", { class: "soft" }, `${spec.split} split, seed ${spec.seed}`, changed ? `, with ${changed}` : "", ". ", h("a", { id: "to-arena", "data-page": "arena", href: `arena?${paramsOf(spec)}` }, "Back to the Arena")),
-      this.standing,
-      run.policies.length > 1 && h("div", { class: "row" }, h("label", { for: "policy" }, "Policy"), choose));
+      h("div", { class: "row" }, h("h1", null, swatch, ` ${mine.name} on ${spec.task}`), this.badge,
+        h("div", { class: "row ways" }, run.policies.length > 1 && [h("label", { for: "policy" }, "Policy"), choose], h("a", { id: "to-arena", class: "button", "data-page": "arena", href: `arena?${paramsOf(spec)}` }, "Back to the Arena"))),
+      h("div", { class: "row" }, this.standing, h("p", { class: "soft" }, `${spec.split} split, seed ${spec.seed}`, changed ? `, with ${changed}` : "", ".")));
     this.transport = new Transport({
       unit: run.sample_name, per: run.decisions_per_sample, seconds: run.sample_s,
       onMove: (decision, playing) => this.go(decision, playing), onTouch: () => this.take(),
     });
     this.moment = h("div", { class: "moment" });
     this.next = h("section", { class: "card", id: "next", "aria-labelledby": "next-title" }, h("h2", { id: "next-title" }, "Decision"), h("p", { class: "soft" }, "Nothing has been played yet."));
-    this.whyBox = h("section", { class: "card", id: "why", "aria-labelledby": "why-title" }, h("h2", { id: "why-title" }, "Why did it end so?"), h("p", { class: "soft" }, "The episode is still being played."));
+    this.whyBox = h("section", { class: "card", id: "why", "aria-labelledby": "why-title", tabindex: "-1" }, h("h2", { id: "why-title" }, "Why did it end so?"), h("p", { class: "soft" }, "The episode is still being played."));
     this.actionsBox = h("section", { id: "actions" });
     this.courseBox = h("section", { "aria-labelledby": "course-title" });
     this.logBox = h("section", { "aria-labelledby": "log-title" }, h("h2", { id: "log-title" }, "Every decision"));
@@ -267,6 +266,7 @@ class Episode {
     try {
       const told = await get(`${this.base}/why`, null, this.signal);
       fill(this.whyBox, whyPanel(told, this.run, (d) => this.pick(d)));
+      if (this.ctx.params.get("part") === "why") this.whyBox.focus();
     } catch (error) {
       this.explained = false;
       this.fail(error);

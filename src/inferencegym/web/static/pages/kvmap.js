@@ -22,7 +22,8 @@ export class KvMap {
     this.canvas = h("canvas", { id: options.id, class: "kv-canvas", role: "img", tabindex: "0", "aria-label": `${options.title}: no data yet` });
     this.readout = h("p", { class: "kv-readout small", "aria-live": "polite" });
     this.legend = h("ul", { class: "kv-legend" });
-    this.element = h("figure", { class: "kv-map" }, this.title, this.canvas, this.readout, this.legend);
+    const placing = options.hint === false ? null : h("p", { class: "kv-readout small soft" }, "Blocks stand grouped by the request that owns them, neighbours in two shades. The machine counts blocks and places none, so where a block stands says nothing.");
+    this.element = h("figure", { class: "kv-map" }, this.title, this.canvas, this.readout, this.legend, placing);
     this.canvas.addEventListener("pointermove", (event) => this.pick(this.ownerAt(event)));
     this.canvas.addEventListener("pointerleave", () => this.pick(-1));
     this.canvas.addEventListener("click", (event) => this.pick(this.ownerAt(event)));

@@ -1,7 +1,7 @@
 // The Runtime page's charts: one time axis, objectives as levels, a mark where a knob or a setting changed.
 import { createChart } from "../chart.js";
 
-//: title, unit, series as [column, label, slot]; `classes`: one series a class of these columns where there are several.
+//: title, unit, series as [column, label, slot]; `of`: percentiles of these columns, by class where there are several; `needs`: whether there is anything to draw.
 const TOGETHER = [
   { title: "Requests under way", unit: "requests", series: [["running_mean", "Running", 0], ["waiting_mean", "Waiting", 1]], yMin: 0 },
   { title: "Requests a second", unit: "requests/s", series: [["arrival_rps", "Offered", 6], ["throughput_rps", "Completed", 0], ["goodput_rps", "Goodput", 2], ["rejected", "Rejected", 1], ["failed", "Failed", 3]], yMin: 0 },
@@ -9,10 +9,10 @@ const TOGETHER = [
   { title: "Time to first token", unit: "ms", of: "ttft_s", objective: "ttft_slo_s", yMin: 0 },
   { title: "Time between tokens", unit: "ms", of: "itl_s", objective: "itl_slo_s", yMin: 0 },
   { title: "Queue and whole time", unit: "ms", series: [["queue_s.p50", "Queue p50", 0], ["queue_s.p99", "Queue p99", 1], ["e2e_s.p50", "Whole p50", 2], ["e2e_s.p99", "Whole p99", 3]], yMin: 0 },
-  { title: "First tokens in time", unit: "%", of: "slo_attainment", yMin: 0, yMax: 100 },
-  { title: "KV use", unit: "%", series: [["kv_used_mean", "KV use", 0]], yMin: 0, optional: true },
+  { title: "First tokens in time", unit: "%", of: "slo_attainment", yMin: 0, yMax: 100, needs: (history) => history.promised("ttft_slo_s") },
+  { title: "KV use", unit: "%", series: [["kv_used_mean", "KV use", 0]], yMin: 0, needs: (history) => history.has("kv_used_mean") },
   { title: "Tokens in flight", unit: "tokens", series: [["kv_tokens_in_flight", "KV tokens in flight", 0]], yMin: 0 },
-  { title: "GPU busy", unit: "%", series: [["gpu_busy_fraction", "GPU busy", 0]], yMin: 0, yMax: 100, optional: true },
+  { title: "GPU busy", unit: "%", series: [["gpu_busy_fraction", "GPU busy", 0]], yMin: 0, yMax: 100, needs: (history) => history.has("gpu_busy_fraction") },
 ];
 const MOST_MARKS = 12;
 const SYNC = "runtime";
@@ -24,9 +24,7 @@ export class Charts {
     this.span_s = span_s;
     this.charts = [];
     for (const one of TOGETHER) {
-      const series = one.of ? this.byClass(one.of) : one.series;
-      if (one.optional && !series.some(([name]) => history.has(name))) continue;
-      this.add(one, series);
+      if (one.needs?.(history) ?? true) this.add(one, one.of ? this.byClass(one.of) : one.series);
     }
     this.draw();
   }
@@ -47,9 +45,9 @@ export class Charts {
     this.charts.push({ chart, one, series });
   }
 
-  /** Which charts there should be has changed: a GPU or a backend began to tell. */
+  /** Which charts there should be has changed: a GPU or a backend began to tell, or an objective was set. */
   get stale() {
-    return TOGETHER.some((one) => one.optional && !this.charts.some((held) => held.one === one) && one.series.some(([name]) => this.history.has(name)));
+    return TOGETHER.some((one) => one.needs?.(this.history) && !this.charts.some((held) => held.one === one));
   }
 
   draw() {

@@ -81,6 +81,11 @@ export class History {
     return column ? Float32Array.from(column.values.slice(begin), (v) => v * column.scale) : new Float32Array(0);
   }
 
+  /** Whether any class promises anything: `name` of the objective, or either. */
+  promised(name = null) {
+    return this.now.classes.some((one) => (name ? [one[name]] : [one.ttft_slo_s, one.itl_slo_s]).some((limit) => limit !== null));
+  }
+
   /** Whether a column has any value at all. */
   has(name) {
     return this.columns.get(name)?.values.some((v) => !Number.isNaN(v)) ?? false;

@@ -12,6 +12,8 @@ const KNOBS = {
 };
 const OUTCOMES = { rejected: "Rejected", refused: "Limit that refused", failed: "Failed", aborted: "Client left", refused_length: "Too long", never_fits: "Never fits" };
 
+const TTFT = "ttft_slo_s";
+
 /** The row of figures at the top. */
 export function tiles(history, window_s) {
   const { now } = history;
@@ -21,14 +23,14 @@ export function tiles(history, window_s) {
     ["waiting", "Waiting", history.last("waiting_mean"), "requests", history.last("oldest_wait_s") ? `oldest ${duration(history.last("oldest_wait_s"))}` : "nobody waits"],
     ["offered", "Offered", history.last("arrival_rps"), "requests/s", `${integer(now.totals.arrivals)} since the start`],
     ["tokens", "Output", history.last("output_tps"), "tokens/s", `${number(now.totals.emitted_tokens)} since the start`],
-    ["goodput", "Goodput", history.last("goodput_rps"), "requests/s", "within all objectives"],
-    ["slo", "In time", history.last("slo_attainment"), "%", `first tokens, last ${window_s} s`],
+    ["goodput", "Goodput", history.last("goodput_rps"), "requests/s", history.promised() ? "within all objectives" : "no objective: all that complete"],
+    history.promised(TTFT) ? ["slo", "In time", history.last("slo_attainment"), "%", `first tokens, last ${window_s} s`] : ["slo", "In time", DASH, "", "no class has an objective"],
     ["ttft", "TTFT p99", history.last("ttft_s.p99"), "ms", objective],
     ["rejected", "Rejected", history.last("rejected"), "requests/s", `${integer(now.totals.rejected)} since the start`],
   ];
   return found.map(([name, label, value, unit, more]) => h("div", { class: "card tile", "data-tile": name },
     h("span", { class: "label" }, label),
-    h("span", { class: "big" }, h("strong", { class: "figure" }, Number.isNaN(value) ? DASH : number(value, 3)), h("span", { class: "soft" }, ` ${unit}`)),
+    h("span", { class: "big" }, h("strong", { class: "figure" }, typeof value === "string" ? value : Number.isNaN(value) ? DASH : number(value, 3)), unit ? h("span", { class: "soft" }, ` ${unit}`) : null),
     h("span", { class: "soft small" }, more)));
 }
 
@@ -54,7 +56,7 @@ export function classes(history) {
     ["ITL p50 (ms)", true], ["ITL p99 (ms)", true], ["goal (ms)", true], ["In time, now", true], ["In time, all", true],
   ], now.classes.map((one) => [
     one.name, integer(one.in_flight), integer(one.waiting), integer(one.finished), q("ttft_s.p50", one.name), q("ttft_s.p99", one.name), objective(one.ttft_slo_s),
-    q("itl_s.p50", one.name), q("itl_s.p99", one.name), objective(one.itl_slo_s), percent(history.last(`slo_attainment@${one.name}`) / 100), percent(one.decided ? one.met / one.decided : NaN),
+    q("itl_s.p50", one.name), q("itl_s.p99", one.name), objective(one.itl_slo_s), ...(one[TTFT] === null ? ["no objective", "no objective"] : [percent(history.last(`slo_attainment@${one.name}`) / 100), percent(one.decided ? one.met / one.decided : NaN)]),
   ]), "There is no class.");
 }
 

@@ -37,7 +37,7 @@ class Page {
     this.shown = {};
     const span = Number(ctx.params.get("span"));
     this.span_s = SPANS.includes(span) ? span : 300;
-    fill(root, h("p", { class: "loading", role: "status" }, "Waiting for the gateway's figures…"));
+    fill(root, h("div", { "aria-busy": "true" }, h("h1", null, "Runtime"), h("p", { class: "loading", role: "status" }, "Waiting for the gateway's figures…")));
   }
 
   // --- the connection -----------------------------------------------------------------------------------------------------
