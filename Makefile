@@ -67,7 +67,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 $(TESTS): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,openenv,serve]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,openenv,serve,web]'
 	@touch $(TESTS)
 
 $(RAY)/.ready: pyproject.toml constraints-ray.txt
