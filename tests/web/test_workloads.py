@@ -22,7 +22,7 @@ from inferencegym.ground.errors import ConfigError
 from inferencegym.web import workload_desk
 from inferencegym.web.app import make_dashboard
 from inferencegym.web.desk import Desk
-from inferencegym.web.traffic import figures, reuse_by_depth
+from inferencegym.web.traffic import burstiness, figures, reuse_by_depth
 from inferencegym.web.workload_desk import described, listing
 from inferencegym.web.workloads import Asked, WorkloadsSection
 from inferencegym.workload import Workload, generate, write
@@ -194,6 +194,7 @@ def test_answers_are_kept_until_the_file_changes(folder, monkeypatch):
         ("seed=-1", "seed"), ("seed=1.5", "seed"), ("seed=99999999999", "seed"), ("duration_s=0", "duration_s"),
         ("duration_s=nan", "duration_s"), ("rate_rps=fast", "rate_rps"), ("split=exam", "split"),
         ("duration=5", "duration"), ("duration_s=1e9", "duration_s"),
+        ("duration_s=1e6", "duration_s"), ("rate_rps=1e-9&duration_s=60", "rate_rps"), ("rate_rps=1e300&duration_s=60", "rate_rps"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_its_field(client, query, field):
@@ -202,6 +203,12 @@ def test_what_cannot_be_is_refused_with_its_field(client, query, field):
     error = answer.json()["error"]
     assert error["field"] == field
     assert error["allowed"]
+
+
+def test_a_long_and_empty_trace_is_not_counted_in_windows_by_the_hundred_million():
+    scales = [one["window_s"] for one in burstiness(np.array([0.0, 4_000_000.0, 9_000_000.0]))]
+    assert scales[0] == 1.0, "0.1 s and 0.3 s would be 90 and 30 million windows"
+    assert 3600.0 in scales
 
 
 def test_an_unknown_workload_and_an_absent_one_say_what_to_do(folder):

@@ -16,8 +16,8 @@ from inferencegym.workload.workload import Floats, Workload
 
 #: Widths of the windows that arrivals are counted in.
 SCALES_S = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 21_600.0, 86_400.0)
-#: A curve of rates has at most so many bins; a scale of burstiness needs at least so many windows.
-_MOST_BINS, _FEWEST_WINDOWS = 240, 10
+#: A curve of rates has at most so many bins; a scale of burstiness has at least and at most so many windows.
+_MOST_BINS, _FEWEST_WINDOWS, _MOST_WINDOWS = 240, 10, 10_000_000
 #: Upper end of lengths that have a bin of their own; no model has a longer context.
 _MOST_TOKENS = 1 << 26
 _MOST_BLOCKS = 96
@@ -60,7 +60,7 @@ def burstiness(arrival_s: Floats) -> list[dict[str, float]]:
     found = []
     for window_s in SCALES_S:
         windows = int(arrival_s[-1] // window_s) if len(arrival_s) else 0
-        index = dispersion(arrival_s, window_s) if windows >= _FEWEST_WINDOWS else None
+        index = dispersion(arrival_s, window_s) if _FEWEST_WINDOWS <= windows <= _MOST_WINDOWS else None
         if index is not None:
             counts = _counts(arrival_s, window_s)
             peak = float(counts.max() / counts.mean())

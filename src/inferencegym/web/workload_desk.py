@@ -33,7 +33,7 @@ from inferencegym.workload.shipped import is_description, load_named, names
 from inferencegym.workload.workload import Workload
 
 #: What is read of a text file, and of a Parquet file's values; what is drawn of a description or a pool.
-TEXT_BYTES, VALUES, REQUESTS = 32 << 20, 24_000_000, 2_000_000
+TEXT_BYTES, VALUES, REQUESTS = 32 << 20, 24_000_000, 500_000
 #: Seconds of a pool of clients, hundreds of requests a second: unless told otherwise, and at most.
 POOL_S, POOL_MOST_S = 600.0, 3600.0
 #: Of sessions without a common clock, which have 68 million prefix ids.
@@ -181,10 +181,15 @@ def _state(name: str) -> tuple[int, int] | None:
 def _fit(asked: Asked, name: str) -> dict[str, Any]:
     duration_s = asked.duration_s or DURATION_S
     rate_rps = asked.rate_rps or mean_rate_rps(load_named(name))
-    if rate_rps * duration_s > REQUESTS:
-        raise ConfigError("duration_s", f"{duration_s:g} s at {rate_rps:.3g} requests/s are about {rate_rps * duration_s:.3g} requests", allowed=f"at most {REQUESTS:,} requests here, which are {REQUESTS / rate_rps:,.0f} s")  # fmt: skip
+    _check_size(duration_s, rate_rps)
     w = load(name, seed=asked.seed or 0, duration_s=asked.duration_s, rate_rps=asked.rate_rps)
     return _answer(w, Read(True, f"drawn for {duration_s:g} s"), _command(name, asked))
+
+
+def _check_size(duration_s: float, rate_rps: float) -> None:
+    """ConfigError for more requests than are drawn here."""
+    if rate_rps * duration_s > REQUESTS:
+        raise ConfigError("duration_s", f"{duration_s:g} s at {rate_rps:.3g} requests/s are about {rate_rps * duration_s:.3g} requests", allowed=f"at most {REQUESTS:,} requests here, which are {REQUESTS / rate_rps:,.0f} s")  # fmt: skip
 
 
 def _task(asked: Asked, name: str) -> dict[str, Any]:
@@ -225,6 +230,7 @@ def _pool(asked: Asked, file: str, pool: str, size: dict[str, Any]) -> dict[str,
     duration_s = asked.duration_s or POOL_S
     if duration_s > POOL_MOST_S:
         raise ConfigError("duration_s", f"{duration_s:g} s", allowed=f"at most {POOL_MOST_S:g} s of a pool here")
+    _check_size(duration_s, asked.rate_rps or 0.0)
     w = load(file, pool=pool, **(size | {"duration_s": duration_s}))
     told = Read(False, f"the pool's first {duration_s:g} s were drawn")
     return _answer(w, told, _command(file, msgspec.structs.replace(asked, duration_s=duration_s), "--pool", pool))

@@ -19,6 +19,8 @@ from inferencegym.web import answers
 from inferencegym.web.desk import Desk
 
 _MOST_SEED = (1 << 31) - 1
+#: What may be asked for: a clock of picoseconds goes on for 106 days.
+_DURATIONS_S, _RATES_RPS = (0.001, 9_000_000.0), (0.001, 100_000.0)
 _SPLITS = ("train", "validation", "test")
 
 
@@ -66,13 +68,13 @@ def asked_of(name: str, query: Mapping[str, str]) -> Asked:
     """What a query asks for; ConfigError names the field that is wrong."""
     for field in query:
         if field not in Asked.__struct_fields__[1:]:
-            raise ConfigError(field, "is not known", allowed=", ".join(Asked.__struct_fields__[1:]))
+            raise ConfigError(field[:40], "is not known", allowed=", ".join(Asked.__struct_fields__[1:]))
     split = query.get("split") or None
     if split is not None and split not in _SPLITS:
-        raise ConfigError("split", f"'{split}'", allowed=", ".join(_SPLITS))
+        raise ConfigError("split", f"'{split[:40]}'", allowed=", ".join(_SPLITS))
     return Asked(
-        name, seed=_seed(query.get("seed")), duration_s=_positive("duration_s", query.get("duration_s")),
-        rate_rps=_positive("rate_rps", query.get("rate_rps")), split=split,
+        name, seed=_seed(query.get("seed")), duration_s=_within("duration_s", query.get("duration_s"), _DURATIONS_S),
+        rate_rps=_within("rate_rps", query.get("rate_rps"), _RATES_RPS), split=split,
     )  # fmt: skip
 
 
@@ -84,15 +86,15 @@ def _seed(said: str | None) -> int | None:
     return int(said)
 
 
-def _positive(field: str, said: str | None) -> float | None:
+def _within(field: str, said: str | None, limits: tuple[float, float]) -> float | None:
     if not said:
         return None
     try:
         value = float(said)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(field, f"'{said[:40]}'", allowed="a number above 0")
+    if not limits[0] <= value <= limits[1]:
+        raise ConfigError(field, f"'{said[:40]}'", allowed=f"a number from {limits[0]:g} to {limits[1]:,.0f}")
     return value
 
 
