@@ -80,6 +80,27 @@ def test_a_guest_is_made_once_when_it_is_asked_for_and_imported_beside_the_loop(
     assert house.client.get("/guesthouse").status_code == 404
 
 
+def test_a_guest_that_is_not_ready_when_the_server_ends_is_not_made(house):
+    asked, ended = threading.Event(), threading.Event()
+    mount, prepare = house.app._mounts[0], house.prepare
+
+    def slowly():
+        asked.set()
+        assert ended.wait(10)
+        return prepare()
+
+    mount._prepare = slowly
+    answers = []
+    visitor = threading.Thread(target=lambda: answers.append(house.client.get("/guest")))
+    visitor.start()
+    assert asked.wait(10)
+    house.server._loop.call_soon_threadsafe(mount.end)
+    house.server._loop.call_soon_threadsafe(ended.set)
+    visitor.join(10)
+    assert [answer.status_code for answer in answers] == [503]
+    assert house.made == []
+
+
 def test_a_guest_that_fails_harms_nobody(house):
     # As with any mistake of the server's, the connection closes after it.
     assert httpx.get(house.client.base_url.join("/guest/broken")).status_code == 500

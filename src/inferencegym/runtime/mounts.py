@@ -44,6 +44,7 @@ class Mount:
         self._guest: Guest | None = None
         self._making: asyncio.Task[Guest] | None = None
         self._over: asyncio.Event | None = None
+        self._ended = False
 
     def has(self, path: str) -> bool:
         """Whether a path is the guest's."""
@@ -61,7 +62,8 @@ class Mount:
         return visit.status
 
     def end(self) -> None:
-        """The server shuts down: streams say goodbye, and are cut if they do not."""
+        """The server shuts down: streams say goodbye, and are cut if they do not. Who was not made by now is not made."""
+        self._ended = True
         if self._guest is not None:
             self._guest.close()
             assert self._over is not None, "it is made with the guest"
@@ -82,6 +84,8 @@ class Mount:
 
     async def _make(self) -> Guest:
         make = await asyncio.get_running_loop().run_in_executor(None, self._prepare)
+        if self._ended:
+            raise ApiError(503, "shutdown", "The server is shutting down")
         self._over = asyncio.Event()
         self._guest = make()
         return self._guest
