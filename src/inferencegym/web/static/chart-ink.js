@@ -54,6 +54,11 @@ export function paintMarks(u, columns, signs) {
   }
 }
 
+/** Say that there is nothing, in the middle. */
+export function paintNothing(u, text) {
+  write(u, text, u.bbox.left + u.bbox.width / 2, u.bbox.top + u.bbox.height / 2, colour("soft"), "center");
+}
+
 function write(u, text, x, y, ink, align, weight = "") {
   const { ctx } = u;
   ctx.save();

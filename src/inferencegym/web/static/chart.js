@@ -1,21 +1,16 @@
 // Charts over time: uPlot on a canvas, with what a reader needs around it (units, a legend with values, a table, a summary in words).
 //
 // Charts with the same `sync` share their cursor and their zoom.
-import { paintLevels, paintMarks, paintStretches } from "./chart-ink.js";
+import { dodged, inkOf, plotOptions, yRange } from "./chart-options.js";
 import { summaryOf, tableOf } from "./chart-words.js";
 import { h } from "./dom.js";
 import { DASH, number } from "./format.js";
-import { colour, faint, queue, seldom, unqueue } from "./drawing.js";
+import { queue, seldom, unqueue } from "./drawing.js";
 import { firstAt, thin } from "./thin.js";
 import UPlot from "./vendor/uplot/uPlot.esm.js";
 
-const FONT = "12px system-ui, sans-serif";
-//: As in report/palette.py.
-const DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3], [4, 4], [12, 4], [1, 4], [6, 2, 1, 2]];
 const TABLE_ROWS = 60;
 const DESCRIBE_MS = 2000;
-
-export { colour } from "./drawing.js";
 
 const groups = new Map();
 
@@ -28,7 +23,7 @@ const groups = new Map();
  *   yMin, yMax: fixed ends; log: logarithmic y; stepped: all series as steps; height: px (160); xMin, xMax: fixed ends of x
  *   sync: name of a group; levels: [{label, value}] horizontal lines; bands: [{upper: series, lower: series}] shaded between two series, or
  *     [{from, to, label}] stretches of x; dodge: true draws series a little above one another where they have the same value;
- *   axisLabels: {number: text} instead of numbers on y; legend: "toggle" (default) | "values" | "none"; onZoom(ends or null)
+ *   nothing: what to say where there is no value in what is shown; axisLabels: {number: text} instead of numbers on y; legend: "toggle" (default) | "values" | "none"; onZoom(ends or null)
  */
 export function createChart(parent, options) {
   return new Chart(parent, options);
@@ -36,7 +31,7 @@ export function createChart(parent, options) {
 
 class Chart {
   constructor(parent, options) {
-    this.options = { height: 160, legend: "toggle", xLabel: "", series: [], levels: [], bands: [], ...options };
+    this.options = { height: 160, legend: "toggle", nothing: "nothing to show here", xLabel: "", series: [], levels: [], bands: [], ...options };
     this.data = [new Float64Array(0), this.options.series.map(() => new Float32Array(0))];
     this.on = this.options.series.map(() => true);
     this.listeners = new Set();
@@ -62,7 +57,7 @@ class Chart {
     this.swatches = [];
     this.keys = h("ul", { class: "keys", hidden: legend === "none" }, this.options.series.map((one, i) => {
       const swatch = h("span", { class: one.mark ? "order" : "swatch", "aria-hidden": "true" }, one.mark);
-      swatch.style.setProperty("background", `var(--${one.colour ?? `series-${one.slot % 8}`})`);
+      swatch.style.setProperty("background", `var(--${inkOf(one)})`);
       this.values[i] = h("span", { class: "value" });
       const inside = [swatch, h("span", { class: "name", title: one.label }, one.label), this.values[i]];
       if (legend !== "toggle" || this.options.series.length < 2) return h("li", null, inside);
@@ -156,9 +151,10 @@ class Chart {
     // Many points: hairlines, which cost a browser that draws without a GPU a third.
     const dense = this.thinned[0].length > width / 2;
     if (this.plot) for (const one of this.plot.series.slice(1)) one.width = dense ? 1 : 1.5;
-    if (this.options.dodge) this.dodge();
+    if (this.options.dodge) this.thinned = dodged(this.thinned);
+    this.empty = x.length > 0 && !this.thinned.slice(1).some((column) => column.some((v) => v !== null));
     const height = this.options.height;
-    if (!this.plot) this.plot = new UPlot(this.uplot(width, height, dense), this.thinned, this.box), this.plot.over.append(this.line), this.bind();
+    if (!this.plot) this.plot = new UPlot(plotOptions(this, width, height, dense), this.thinned, this.box), this.plot.over.append(this.line), this.bind();
     else {
       if (this.plot.width !== width || this.plot.height !== height) this.plot.setSize({ width, height });
       this.plot.batch(() => {
@@ -178,86 +174,8 @@ class Chart {
     this.describe();
   }
 
-  /** Lines that would lie on one another, apart. */
-  dodge() {
-    const n = this.options.series.length;
-    this.thinned = [this.thinned[0], ...this.thinned.slice(1).map((column, i) => {
-      const shift = n > 1 ? (0.5 - i / (n - 1)) * 0.5 : 0;
-      return column.map((v) => (v === null ? null : v + shift));
-    })];
-  }
-
   yRange() {
-    const { yMin, yMax, log, levels, axisLabels } = this.options;
-    let low = Infinity;
-    let high = -Infinity;
-    this.thinned.slice(1).forEach((column, i) => {
-      if (!this.on[i]) return;
-      for (const v of column) {
-        if (v === null) continue;
-        if (v < low) low = v;
-        if (v > high) high = v;
-      }
-    });
-    if (axisLabels) {
-      const codes = Object.keys(axisLabels).map(Number);
-      return [Math.min(...codes) - 0.5, Math.max(...codes) + 0.5];
-    }
-    if (low > high || (low === 0 && high === 0)) [low, high] = log ? [1, 10] : [0, 1];
-    for (const { value } of levels) {
-      if (value > high && (log ? value < high * 100 : value < high * 4)) high = value;
-      if (log && value < low) low = value;
-    }
-    if (log) {
-      low = yMin ?? 10 ** Math.floor(Math.log10(low));
-      high = yMax ?? 10 ** Math.ceil(Math.log10(high * 1.0001));
-      return [low, high > low ? high : low * 10];
-    }
-    if (low > 0 && low === high) [low, high] = [0, 1.5 * high];
-    if (low >= 0 && yMin === undefined && low < high * 0.5) low = 0;
-    const room = (high - low || Math.abs(high) || 1) * 0.06;
-    return [yMin ?? (low === 0 ? 0 : low - room), yMax ?? high + room];
-  }
-
-  uplot(width, height, dense) {
-    const { unit, xLabel, xUnit, log, stepped, series, axisLabels, bands } = this.options;
-    const [from, to] = this.range();
-    const axis = { font: FONT, stroke: () => colour("soft"), grid: { stroke: () => colour("rule"), width: 1 }, ticks: { stroke: () => colour("rule"), width: 1, size: 4 }, labelFont: FONT };
-    const steps = UPlot.paths.stepped({ align: 1 });
-    return {
-      width, height, padding: [8, 18, 0, 0], legend: { show: false }, pxAlign: false,
-      cursor: { y: false, points: { size: 6 }, drag: { x: true, y: false, setScale: false }, focus: { prox: -1 } },
-      scales: {
-        x: { time: false, auto: false, range: (_, min, max) => (min === null ? [from, to] : [min, max]) },
-        y: { auto: false, distr: log ? 3 : 1, range: () => this.yRange() },
-      },
-      axes: [
-        { ...axis, label: xUnit ? `${xLabel} (${xUnit})` : xLabel, labelSize: xLabel ? 16 : 0, labelGap: 0, size: 24, space: 60, values: (_, splits) => splits.map((v) => (v === null ? "" : short(v))) },
-        { ...axis, size: axisLabels ? 20 + 6.5 * Math.max(...Object.values(axisLabels).map((text) => text.length)) : 54, space: 28, label: axisLabels ? undefined : unit && unit !== "1" ? unit : undefined, labelSize: 15, labelGap: 0,
-          ...(axisLabels ? { splits: () => Object.keys(axisLabels).map(Number), space: 12 } : {}),
-          values: (_, splits) => splits.map((v) => (v === null ? "" : axisLabels ? (axisLabels[v] ?? "") : short(v))) },
-      ],
-      series: [{}, ...series.map((one, i) => ({
-        label: one.label, width: dense ? 1 : 1.5, show: this.on[i], spanGaps: false, dash: one.dash ? DASHES[one.slot % 8] : undefined,
-        stroke: () => colour(this.ink(i)), paths: stepped || one.stepped ? steps : undefined,
-        fill: one.fill ? () => faint(this.ink(i), 0.18) : undefined,
-      }))],
-      bands: bands.filter((band) => band.upper !== undefined).map((band) => ({ series: [band.upper + 1, band.lower + 1], fill: () => faint(this.ink(band.upper), 0.18) })),
-      hooks: {
-        drawClear: [(u) => paintStretches(u, bands.filter((band) => band.from !== undefined))],
-        draw: [(u) => paintLevels(u, this.options.levels), (u) => paintMarks(u, this.thinned, this.signs()), () => this.placePlayhead()],
-        setSelect: [(u) => this.zoomed(u)],
-      },
-    };
-  }
-
-  ink(i) {
-    const one = this.options.series[i];
-    return one.colour ?? `series-${one.slot % 8}`;
-  }
-
-  signs() {
-    return this.options.series.map((one, i) => (one.mark && this.on[i] ? { text: one.mark, ink: this.ink(i) } : null));
+    return yRange(this.options, this.thinned.slice(1), this.on);
   }
 
   bind() {
@@ -340,9 +258,4 @@ class Chart {
     const [x, ys] = this.data;
     this.table.replaceChildren(tableOf(this.options, this.caption(), thin(x, ys, ...this.range(), TABLE_ROWS / 2), x.length, (v) => this.text(v)));
   }
-}
-
-/** A number at an axis: short. */
-function short(v) {
-  return Math.abs(v) >= 1e4 && Math.abs(v) < 1e6 ? `${number(v / 1e3)}k` : number(v);
 }

@@ -68,6 +68,20 @@ export function faint(name, share) {
   return `color-mix(in srgb, ${colour(name)} ${share * 100}%, transparent)`;
 }
 
+/** Call `again` when an element has another size or the page other colours. Gives a function that ends it. */
+export function whenever(element, again) {
+  const scheme = matchMedia("(prefers-color-scheme: dark)");
+  const sizes = new ResizeObserver(again);
+  addEventListener("themechange", again);
+  scheme.addEventListener("change", again);
+  sizes.observe(element);
+  return () => {
+    removeEventListener("themechange", again);
+    scheme.removeEventListener("change", again);
+    sizes.disconnect();
+  };
+}
+
 function repaint() {
   colours = null;
   for (const one of members.values()) soon(one);

@@ -139,7 +139,7 @@ async function show() {
   fill(main, root);
   let ended = null;
   try {
-    const module = await import(`./pages/${page.name}.js`);
+    const [module] = await Promise.all([import(`./pages/${page.name}.js`), styled(page.name)]);
     if (mine !== turn) return;
     ended = await module.mount(root, context(page, () => mine === turn));
   } catch (error) {
@@ -151,6 +151,15 @@ async function show() {
   }
   if (mine === turn) unmount = ended;
   else ended?.();
+}
+
+/** A page's own style sheet, once and for good: its rules name the page. */
+function styled(name) {
+  const id = `css-${name}`;
+  if (document.getElementById(id)) return null;
+  return new Promise((resolve) => {
+    document.head.append(h("link", { id, rel: "stylesheet", href: `static/pages/${name}.css`, onload: resolve, onerror: resolve }));
+  });
 }
 
 function leave() {

@@ -1,6 +1,6 @@
 // The stream of actions as a strip: a lane for each kind of action, a mark for each decision. Many decisions to a pixel make a bar as high as their share.
-import { colour } from "../chart.js";
 import { h } from "../dom.js";
+import { colour, whenever } from "../drawing.js";
 import { integer } from "../format.js";
 
 const LANE = 20;
@@ -47,12 +47,7 @@ export class ActionStream {
       const at = from + ((event.clientX - box.left - LEFT) / Math.max(1, box.width - LEFT)) * (to - from);
       if (event.clientX - box.left >= LEFT) onPick(Math.max(0, Math.min(this.codes.length, Math.floor(at))));
     });
-    this.again = () => this.draw();
-    addEventListener("themechange", this.again);
-    this.scheme = matchMedia("(prefers-color-scheme: dark)");
-    this.scheme.addEventListener("change", this.again);
-    this.sized = new ResizeObserver(this.again);
-    this.sized.observe(this.element);
+    this.unwatch = whenever(this.element, () => this.draw());
     parent.append(this.element);
   }
 
@@ -203,9 +198,7 @@ export class ActionStream {
 
   destroy() {
     cancelAnimationFrame(this.asked);
-    this.sized.disconnect();
-    removeEventListener("themechange", this.again);
-    this.scheme.removeEventListener("change", this.again);
+    this.unwatch();
     this.element.remove();
   }
 }

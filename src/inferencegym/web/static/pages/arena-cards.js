@@ -1,10 +1,8 @@
 // A card for each policy, and at the end the breakdown of their scores.
-import { fill, h } from "../dom.js";
+import { h } from "../dom.js";
 import { DASH, heading, integer, number, percent, withUnit } from "../format.js";
+import { tellState } from "../states.js";
 
-const STATES = {
-  waiting: ["…", "WAITING", "soft"], running: ["▶", "RUNNING", "accent"], completed: ["✓", "COMPLETED", "ok"], crashed: ["✕", "CRASHED", "bad"], failed: ["!", "FAILED", "bad"],
-};
 //: What a card tells besides the score: those of these columns that the task has, or else the first of its load.
 const TOLD = ["completed", "in_sla", "sla_missed", "rejected", "gpu_used", "goodput_rps", "slo_compliance_rate", "p99_ttft_ms", "queue_depth", "kv_cache_occupancy"];
 const MOST_TOLD = 5;
@@ -47,11 +45,9 @@ export class Card {
   /** What has become of the policy. */
   state() {
     const one = this.run.policies[this.i];
-    const [icon, word, ink] = STATES[one.state] ?? STATES.waiting;
     this.element.dataset.state = one.state;
-    this.badge.className = `badge ${ink}`;
     const where = one.state === "crashed" && one.result ? ` at ${this.run.sample_name} ${integer(one.result.last_sample)}` : "";
-    fill(this.badge, h("span", { "aria-hidden": "true" }, icon), word + where);
+    tellState(this.badge, one.state, where);
     const { result } = one;
     if (result) {
       this.element.dataset.value = String(result.value);

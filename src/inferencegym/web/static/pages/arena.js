@@ -1,5 +1,6 @@
 // The Arena: up to six policies on one task, side by side on one axis of time. The address in the bar always says what is shown.
 import { ApiError, download, get, post } from "../api.js";
+import { copyText } from "../copy.js";
 import { fill, h } from "../dom.js";
 import { integer } from "../format.js";
 import { breakdown, Card } from "./arena-cards.js";
@@ -10,7 +11,6 @@ import { Transport } from "./arena-transport.js";
 
 /** Show the page in `root`. Gives a function that ends it. */
 export async function mount(root, ctx) {
-  style();
   const catalogue = await get("catalogue");
   const page = new Arena(root, ctx, catalogue);
   page.begin();
@@ -248,19 +248,9 @@ class Arena {
   }
 
   async copy(text, told) {
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      // Without https the clipboard is closed to pages; the old way is not.
-      const area = h("textarea", { class: "sr", "aria-hidden": "true" }, text);
-      document.body.append(area);
-      area.select();
-      const copied = document.execCommand("copy");
-      area.remove();
-      if (!copied) {
-        this.ctx.banner("warn", `Your browser does not let a page copy. Copy it by hand: ${text}`);
-        return;
-      }
+    if (!(await copyText(text))) {
+      this.ctx.banner("warn", `Your browser does not let a page copy. Copy it by hand: ${text}`);
+      return;
     }
     const close = this.ctx.banner("info", told);
     setTimeout(close, 4000);
@@ -299,7 +289,3 @@ class Arena {
   }
 }
 
-function style() {
-  if (document.getElementById("arena-css")) return;
-  document.head.append(h("link", { id: "arena-css", rel: "stylesheet", href: "static/pages/arena.css" }));
-}

@@ -64,7 +64,7 @@ export function classes(machine) {
     time(one.tpot_p50_ms, one.tpot_slo_ms), time(one.tpot_p99_ms, one.tpot_slo_ms), h("td", { class: "n soft" }, ms(one.tpot_slo_ms))));
   return h("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": "Classes in the last window" }, h("table", { id: "classes" },
     h("caption", null, "By class, in the last window. Latencies are of requests that ended in it; ! is over the limit."),
-    h("thead", null, h("tr", null, head.map((name) => h("th", { scope: "col" }, name)))), h("tbody", null, rows)));
+    h("thead", null, h("tr", null, head.map((name, i) => h("th", { scope: "col", class: i ? "n" : null }, name)))), h("tbody", null, rows)));
 }
 
 /** The decision that comes next: what was done, what might have been, and what it earned. */

@@ -1,13 +1,14 @@
 // The Episode page: one policy of a run, decision by decision. What stands where at any moment, what was done, what it earned, and why it ended so.
 import { ApiError, get, post } from "../api.js";
 import { fill, h } from "../dom.js";
-import { duration, integer, number, words } from "../format.js";
+import { integer } from "../format.js";
 import { ActionStream } from "./actionstream.js";
 import { follow } from "./arena-data.js";
 import { paramsOf, specFrom } from "./arena-form.js";
 import { Course } from "./episode-course.js";
 import { Log, Rows } from "./episode-log.js";
 import { classes, counts, decision as decisionPanel, put, queues } from "./episode-panels.js";
+import { Head } from "./episode-head.js";
 import { Transport } from "./episode-transport.js";
 import { why as whyPanel } from "./episode-why.js";
 import { KvMap } from "./kvmap.js";
@@ -18,10 +19,8 @@ const LOG_MS = 250;
 const RETRY_MS = 4000;
 const GPU_COLOURS = ["kv-active-vip", "kv-active-free", "kv-loading-vip", "kv-loading-free", "kv-idle-vip", "kv-idle-free", "kv-leaving"];
 const CPU_COLOURS = ["kv-idle-vip", "kv-idle-free", "warn", "kv-leaving"];
-const STATES = { waiting: ["○", "WAITING", "soft"], running: ["▶", "RUNNING", "accent"], completed: ["✓", "COMPLETED", "ok"], crashed: ["✕", "CRASHED", "bad"], failed: ["!", "FAILED", "bad"] };
 
 export async function mount(root, ctx) {
-  styled();
   const spec = specFrom(ctx.params);
   if (!spec) {
     fill(root, h("div", { class: "empty" }, h("h1", null, "Which episode?"),
@@ -40,11 +39,6 @@ export async function mount(root, ctx) {
     control.abort();
     page.destroy();
   };
-}
-
-function styled() {
-  if (document.querySelector('link[href="static/pages/episode.css"]')) return;
-  document.head.append(h("link", { rel: "stylesheet", href: "static/pages/episode.css" }));
 }
 
 class Episode {
@@ -73,18 +67,8 @@ class Episode {
 
   build() {
     const { run, mine } = this;
-    const { spec } = run;
-    this.ctx.title(`${mine.name} on ${spec.task}`);
-    const swatch = h("span", { class: `swatch slot-${mine.slot % 8}` });
-    this.badge = h("span", { class: "badge", id: "state" });
-    const choose = h("select", { id: "policy", onchange: (event) => this.ctx.navigate("episode", this.params({ policy: event.target.value })) },
-      run.policies.map((one, i) => h("option", { value: i, selected: i === this.policy }, one.name)));
-    const changed = Object.entries(spec.overrides).map(([name, value]) => `${words(name)} ${typeof value === "number" ? number(value) : value}`).join(", ");
-    this.standing = h("p", { id: "standing" });
-    const head = h("header", null,
-      h("div", { class: "row" }, h("h1", null, swatch, ` ${mine.name} on ${spec.task}`), this.badge,
-        h("div", { class: "row ways" }, run.policies.length > 1 && [h("label", { for: "policy" }, "Policy"), choose], h("a", { id: "to-arena", class: "button", "data-page": "arena", href: `arena?${paramsOf(spec)}` }, "Back to the Arena"))),
-      h("div", { class: "row" }, this.standing, h("p", { class: "soft" }, `${spec.split} split, seed ${spec.seed}`, changed ? `, with ${changed}` : "", ".")));
+    this.ctx.title(`${mine.name} on ${run.spec.task}`);
+    this.head = new Head(run, this.policy, (policy) => this.ctx.navigate("episode", this.params({ policy })));
     this.transport = new Transport({
       unit: run.sample_name, per: run.decisions_per_sample, seconds: run.sample_s,
       onMove: (decision, playing) => this.go(decision, playing), onTouch: () => this.take(),
@@ -96,8 +80,8 @@ class Episode {
     this.courseBox = h("section", { "aria-labelledby": "course-title" });
     this.logBox = h("section", { "aria-labelledby": "log-title" }, h("h2", { id: "log-title" }, "Every decision"));
     this.stateBox();
-    fill(this.root, head, this.transport.element, this.classBox,
-      h("div", { class: "episode-top" }, this.moment, h("div", { class: "episode-side" }, this.next, this.whyBox)),
+    fill(this.root, this.head.element, this.transport.element, this.classBox,
+      h("div", { class: "episode-top" }, this.moment, h("div", { class: "episode-side" }, this.paging ? this.next : null, this.whyBox)),
       this.actionsBox, this.courseBox, this.logBox);
     this.course = new Course(this.courseBox, { run, policy: this.policy, ctx: this.ctx, with: this.ctx.params.get("with"), signal: this.signal,
       onPick: (sample) => this.pick(Math.min(this.total, (Math.round(sample) + 1) * run.decisions_per_sample)), onWith: () => this.addressed(), onError: (error) => this.fail(error) });
@@ -117,6 +101,8 @@ class Episode {
     }
     this.countBox = h("div", { id: "counts" });
     this.moment.append(h("h2", null, this.paging ? "So far" : "At the end of the last window"), this.countBox);
+    // Without a map there is room for the decision below.
+    if (!this.paging) this.moment.append(this.next);
   }
 
   begin() {
@@ -274,18 +260,8 @@ class Episode {
   }
 
   tellState() {
-    const { mine, run } = this;
-    const state = mine.result || mine.state === "failed" ? mine.state : this.total ? "running" : "waiting";
-    const [sign, word, ink] = STATES[state];
-    this.badge.className = `badge ${ink}`;
-    this.badge.dataset.state = state;
-    fill(this.badge, h("span", { "aria-hidden": "true" }, sign), ` ${word}`);
-    const { result } = mine;
-    const length = run.sample_s ? ` (${duration(run.samples * run.sample_s)})` : "";
-    const text = result
-      ? `Score ${number(result.value, 5)}${result.graded ? `, grade ${number(result.grade, 3)}` : ""}; ${integer(result.steps)} decisions${result.crashed ? ` of ${integer(run.samples * run.decisions_per_sample)}: it crashed` : ""}.`
-      : mine.message || (!this.total && this.place && `Waiting in line, place ${this.place}: the server plays others first.`) || `${integer(this.total)} of ${integer(run.samples * run.decisions_per_sample)} decisions${length} so far.`;
-    if (this.standing.textContent !== text) this.standing.textContent = text;
+    const { mine } = this;
+    const word = this.head.tell(this.run, mine, this.total, this.place);
     if (word !== this.word && this.word) this.ctx.announce(`${mine.name}: ${word.toLowerCase()}`);
     this.word = word;
   }

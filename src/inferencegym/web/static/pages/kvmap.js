@@ -1,6 +1,6 @@
 // The KV map: every block of a pool as a cell, runs of one owner side by side. Cells are grouped by kind; the machine counts blocks and does not place them.
-import { colour } from "../chart.js";
 import { fill, h } from "../dom.js";
+import { colour, whenever } from "../drawing.js";
 import { integer, percent } from "../format.js";
 
 const LEAST_CELL = 3;
@@ -29,12 +29,7 @@ export class KvMap {
     this.canvas.addEventListener("click", (event) => this.pick(this.ownerAt(event)));
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("blur", () => this.pick(-1));
-    this.again = () => this.draw();
-    addEventListener("themechange", this.again);
-    this.scheme = matchMedia("(prefers-color-scheme: dark)");
-    this.scheme.addEventListener("change", this.again);
-    this.sized = new ResizeObserver(this.again);
-    this.sized.observe(this.element);
+    this.unwatch = whenever(this.element, () => this.draw());
     parent.append(this.element);
     this.rest();
   }
@@ -180,9 +175,7 @@ export class KvMap {
   }
 
   destroy() {
-    this.sized.disconnect();
-    removeEventListener("themechange", this.again);
-    this.scheme.removeEventListener("change", this.again);
+    this.unwatch();
     this.element.remove();
   }
 }

@@ -16,13 +16,11 @@ const COLUMNS = [
 const PLOT = { width: 260, height: 26, pad: 18 };
 
 export async function mount(root, ctx) {
-  const style = h("link", { rel: "stylesheet", href: "static/pages/leaderboard.css" });
-  document.head.append(style);
   const board = await get("leaderboard");
   const page = new Page(board, ctx);
   fill(root, page.content());
   page.draw();
-  return () => style.remove();
+  return () => {};
 }
 
 class Page {

@@ -39,7 +39,7 @@ export class Charts {
 
   add(one, series) {
     const chart = createChart(this.parent, {
-      title: one.title, unit: one.unit, xLabel: "time before now", xUnit: "s", yMin: one.yMin, yMax: one.yMax, sync: SYNC, height: 170,
+      title: one.title, unit: one.unit, xLabel: "time before now", xUnit: "s", yMin: one.yMin, yMax: one.yMax, sync: SYNC, height: 170, nothing: "no requests in this time",
       series: series.map(([, label, slot]) => ({ label, slot, dash: series.length > 1 })),
     });
     this.charts.push({ chart, one, series });

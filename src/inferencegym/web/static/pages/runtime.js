@@ -1,5 +1,6 @@
 // Runtime: the gateway's live traffic. One stream brings all there is and then a line a second; pausing stops this page, not the gateway.
 import { ApiError, lines } from "../api.js";
+import { copyText } from "../copy.js";
 import { fill, h } from "../dom.js";
 import { duration, integer } from "../format.js";
 import { Charts } from "./runtime-charts.js";
@@ -13,14 +14,9 @@ const STATES = { ready: ["●", "ok"], draining: ["◐", "warn"], starting: ["�
 const SILENCE_MS = 6000;
 
 export async function mount(root, ctx) {
-  const style = h("link", { rel: "stylesheet", href: "static/pages/runtime.css" });
-  document.head.append(style);
   const page = new Page(root, ctx);
   page.connect();
-  return () => {
-    page.leave();
-    style.remove();
-  };
+  return () => page.leave();
 }
 
 class Page {
@@ -163,9 +159,8 @@ class Page {
   tell() {
     const line = `inferencegym load --url ${location.origin} --rate 8 --requests 500 --prompt-tokens 256 --output-tokens 64${this.ctx.about.needs_key ? " --key-env OPENAI_API_KEY" : ""}`;
     const copy = h("button", { type: "button", onclick: async () => {
-      await navigator.clipboard.writeText(line);
-      this.ctx.announce("Copied");
-      copy.textContent = "Copied";
+      copy.textContent = (await copyText(line)) ? "Copied" : "Select and copy it";
+      this.ctx.announce(copy.textContent);
     } }, "Copy");
     fill(this.empty, h("h2", null, "No request has come yet"), h("p", null, "Send some, and watch them here. In another terminal:"), h("pre", { tabindex: "0" }, line), copy);
   }

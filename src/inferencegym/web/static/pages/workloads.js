@@ -1,5 +1,6 @@
 // Workloads: what one looks like, or two side by side on the same axes. The address holds the whole choice.
 import { ApiError, get } from "../api.js";
+import { copyText } from "../copy.js";
 import { fill, h } from "../dom.js";
 import { DASH, duration, integer, number, percent } from "../format.js";
 import { createPlot } from "../plot.js";
@@ -15,14 +16,9 @@ const SETTINGS = [
 ];
 
 export async function mount(root, ctx) {
-  const style = h("link", { rel: "stylesheet", href: "static/pages/workloads.css" });
-  document.head.append(style);
   const page = new Page(root, ctx);
   await page.begin();
-  return () => {
-    page.end();
-    style.remove();
-  };
+  return () => page.end();
 }
 
 class Page {
@@ -236,12 +232,7 @@ class Page {
 /** A command to copy. */
 function copied(text, what) {
   const button = h("button", { type: "button", class: "plain small", "aria-label": `Copy the ${what}`, onclick: async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      button.textContent = "copied";
-    } catch {
-      button.textContent = "select and copy it";
-    }
+    button.textContent = (await copyText(text)) ? "copied" : "select and copy it";
   } }, "copy");
   return h("div", { class: "typed" }, h("pre", { tabindex: "0", "aria-label": what }, h("code", null, text)), button);
 }
