@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,28 @@ def test_a_call_that_kills_the_process_costs_no_later_one():
         assert await desk.call(os.getpid) != first
 
     at_desk(use)
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["it dies", "the desk closes"])
+def test_an_answer_that_breaks_off_half_way_keeps_nobody_waiting(closes):
+    async def use(desk):
+        process = await desk.call(os.getpid)
+        before = _bytes_read()
+        call = asyncio.create_task(desk.call(bytes, 256 << 20))
+        while _bytes_read() < before + (8 << 20):
+            await asyncio.sleep(0)
+        if closes:
+            desk.close()
+        else:
+            os.kill(process, signal.SIGKILL)
+        with pytest.raises(DeskError, match="shutting down" if closes else "died"):
+            await asyncio.wait_for(call, 20)
+
+    at_desk(use)
+
+
+def _bytes_read():
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def test_a_process_that_cannot_be_begun_is_told_and_tried_again(monkeypatch):

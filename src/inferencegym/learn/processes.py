@@ -49,11 +49,20 @@ def end_with_parent(then: Callable[..., Any] | None = None, *given: Any) -> None
         then(*given)
 
 
+def hear_the_end(pool: ProcessPoolExecutor) -> None:
+    """For a pool whose processes have all begun: an answer that breaks off because its process dies is the pool's end, not a wait for the rest of it."""
+    # As long as this process could write to the pipe as well, whoever reads it would wait.
+    answers: Any = pool._result_queue
+    if answers is not None:
+        answers._writer.close()
+
+
 def stop_now(pool: ProcessPoolExecutor) -> None:
     """End a pool's processes in the middle of what they do; results that are not fetched yet are lost."""
     # From Python 3.14 on there is `terminate_workers`, which does the same.
     # Another thread that is just beginning a process holds the lock until it is among them.
     with pool._shutdown_lock:
-        for process in (pool._processes or {}).values():
+        hear_the_end(pool)
+        for process in list((pool._processes or {}).values()):
             process.terminate()
     pool.shutdown(wait=True, cancel_futures=True)

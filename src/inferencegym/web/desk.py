@@ -11,14 +11,14 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
 from multiprocessing import forkserver
 from typing import Any, TypeVar
 
 from inferencegym.ground.errors import InferenceGymError
-from inferencegym.learn.processes import end_with_parent, stop_now
+from inferencegym.learn.processes import end_with_parent, hear_the_end, stop_now
 
 _T = TypeVar("_T")
 #: What a process of ours yields to whoever serves: steps of Unix niceness.
@@ -58,7 +58,7 @@ class Desk:
         pool = self._pool
         try:
             # To begin the process may take seconds, and the loop has others to serve.
-            future = await asyncio.to_thread(pool.submit, function, *arguments)
+            future = await asyncio.to_thread(_submitted, pool, function, *arguments)
         except (OSError, EOFError, RuntimeError) as error:
             raise self._lost(pool, "could not be started") from error
         try:
@@ -89,6 +89,12 @@ class Desk:
         if pool is not None:
             # To its end: what is left to the interpreter's own, a signal would leave lying about, with a warning.
             stop_now(pool)
+
+
+def _submitted(pool: ProcessPoolExecutor, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    future = pool.submit(function, *arguments)
+    hear_the_end(pool)
+    return future
 
 
 def _named(where: str, *arguments: Any) -> Any:
