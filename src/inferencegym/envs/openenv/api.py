@@ -15,6 +15,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
 from inferencegym.decision.paging import COLUMNS, NAMES
+from inferencegym.envs.actors import BEST_STATIC, LEARNED, actor
 from inferencegym.envs.batch import Outcome
 from inferencegym.envs.episode import Episode, record
 from inferencegym.envs.openenv import answers, tasks
@@ -23,9 +24,11 @@ from inferencegym.envs.overrides import overridden
 from inferencegym.envs.pagedkv import PagedTask
 from inferencegym.envs.splits import SPLIT_SIZE, SPLITS
 from inferencegym.ground.errors import ConfigError, UnknownNameError
-from inferencegym.policies.catalogue import policy, policy_names
+from inferencegym.policies.catalogue import policy_names
 
 LADDER = ("easy", "medium", "hard")
+#: Who plays an episode in about a second.
+AGENTS = (*policy_names("paging"), BEST_STATIC, LEARNED)
 #: Overrides of a task, and the settings that stand for them.
 _OVERRIDES = {
     "gpu_blocks": "gpu_total_blocks", "cpu_blocks": "cpu_total_blocks", "block_tokens": "tokens_per_block", "horizon_ticks": "max_ticks",
@@ -54,7 +57,7 @@ class SimulateBody(BaseModel):
         "lru",
         max_length=60,
         description="a name of GET /api/agents",
-        json_schema_extra={"enum": list(policy_names("paging"))},
+        json_schema_extra={"enum": list(AGENTS)},
     )
     task: str = Field(
         "easy", max_length=60, description="easy, medium or hard", json_schema_extra={"enum": list(LADDER)}
@@ -100,10 +103,11 @@ class _Run:
 
 @lru_cache(maxsize=16)
 def _simulated(agent: str, name: str, split: str, seed: int, settings: Settings) -> _Run:
-    task = _paged(name)
+    shipped = _paged(name)
     asked = {ours: value for ours, theirs in _OVERRIDES.items() if (value := getattr(settings, theirs)) is not None}
-    task = overridden(task, asked)
-    episode = record(task, policy(agent, "paging"), split=split, scenario=seed)
+    task = overridden(shipped, asked)
+    # Whoever was trained or searched was so for the task as it ships.
+    episode = record(task, actor(agent, shipped), split=split, scenario=seed)
     judged = tasks.judged(task, Outcome(episode.value, episode.parts, episode.facts), split, seed)
     facts = episode.facts
     log = {
@@ -143,7 +147,7 @@ def paging() -> APIRouter:
     @router.get("/agents", responses=answers.answered(answers.Agents))
     async def agents() -> dict[str, Any]:
         """Who can play."""
-        return {"agents": [{"id": name, "name": name} for name in policy_names("paging")], "tasks": list(LADDER)}
+        return {"agents": [{"id": name, "name": name} for name in AGENTS], "tasks": list(LADDER)}
 
     @router.get("/settings", responses=answers.answered(answers.Defaults))
     async def defaults() -> dict[str, Any]:
@@ -158,8 +162,8 @@ def paging() -> APIRouter:
     @router.post("/simulate", responses=answers.answered(answers.Simulation) | answers.refusals(400, 422))
     async def simulate(body: SimulateBody) -> dict[str, Any]:
         """A whole episode: its summary, and `limit` decisions of its log from `offset` on; `next_offset` is null at the end."""
-        if body.agent not in policy_names("paging"):
-            raise UnknownNameError("agent", body.agent, policy_names("paging"))
+        if body.agent not in AGENTS:
+            raise UnknownNameError("agent", body.agent, AGENTS)
         if body.split not in SPLITS:
             raise UnknownNameError("split", body.split, tuple(SPLITS))
         settings = body.settings
