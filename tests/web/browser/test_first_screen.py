@@ -49,6 +49,8 @@ def test_on_a_phone_the_examples_come_first_and_one_begins_a_run(env_server, vie
     assert bottom(example) < 400
     example.click()
     expect(page.locator("[data-card]")).to_have_count(4)
+    expect(page.locator("#pause")).to_be_focused()  # what was pressed is gone; the keyboard goes on from here
+    expect(page.locator("[data-card]").first).to_be_in_viewport()
 
 
 def test_from_the_card_of_a_crash_to_its_reason_in_one_click(env_server, viewers):

@@ -203,7 +203,9 @@ function askKey(why) {
   const dialog = h("dialog", { id: "key-dialog", "aria-labelledby": "key-title" },
     h("form", { class: "field", onsubmit: given },
       h("h2", { id: "key-title" }, about?.server === "serve" ? "Administrator's key" : "API key"),
-      h("p", null, why, about?.server === "serve" ? " It takes an administrator's key: one that serve key NAME --admin has made. It stays in this tab." : " It is one of the server's --api-keys, and stays in this tab."),
+      h("p", null, why, about?.server === "serve"
+        ? [" It takes an administrator's key, one that ", h("code", null, "inferencegym serve key NAME --admin"), " has made. It stays in this tab."]
+        : " It is one of the server's --api-keys, and stays in this tab."),
       h("label", { for: "key" }, "Key"), field,
       h("div", { class: "row end" }, h("button", { type: "submit", class: "primary" }, "Use this key"))));
   let used = false;

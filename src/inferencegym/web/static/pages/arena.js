@@ -21,7 +21,7 @@ class Arena {
   constructor(root, ctx, catalogue) {
     this.ctx = ctx;
     this.catalogue = catalogue;
-    this.form = new Form(catalogue, (spec) => this.start(spec));
+    this.form = new Form(catalogue, (spec) => this.start(spec, true));
     this.summary = h("span");
     this.setup = h("details", { class: "card setup", open: true, id: "setup" }, h("summary", null, h("h2", null, "Set up"), this.summary), this.form.element);
     this.news_ = h("div", { class: "row news" });
@@ -30,7 +30,7 @@ class Arena {
         examples(catalogue).map(({ label, spec }, i) => h("button", {
           type: "button", "data-example": String(i), onclick: () => {
             this.form.show(spec);
-            this.start(spec);
+            this.start(spec, true);
           },
         }, label))));
     this.stage = h("div", { class: "stage" });
@@ -60,9 +60,10 @@ class Arena {
     this.stage.replaceChildren();
   }
 
-  /** Ask the server for a run and show it. */
-  async start(spec) {
+  /** Ask the server for a run and show it. `byHand`: the reader has pressed something that will be gone. */
+  async start(spec, byHand = false) {
     this.leave();
+    this.byHand = byHand;
     const aborter = new AbortController();
     this.aborter = aborter;
     this.form.complain(null);
@@ -162,6 +163,9 @@ class Arena {
     this.pump = requestAnimationFrame(() => this.pumped());
     this.status();
     this.finished();
+    if (!this.byHand) return;
+    scrollTo(0, 0);
+    this.transport.buttons.play.focus({ preventScroll: true });
   }
 
   /** Once a frame at most: new samples move what is drawn, if the playhead follows them. */

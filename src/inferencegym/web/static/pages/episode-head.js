@@ -1,6 +1,6 @@
 // The head of the Episode page: whose episode it is, how it stands, and the ways to its neighbours.
 import { h } from "../dom.js";
-import { duration, integer, number, words } from "../format.js";
+import { duration, integer, number, percent, words } from "../format.js";
 import { tellState } from "../states.js";
 import { paramsOf } from "./arena-form.js";
 
@@ -25,7 +25,7 @@ export class Head {
     const all = run.samples * run.decisions_per_sample;
     const length = run.sample_s ? ` (${duration(run.samples * run.sample_s)})` : "";
     const text = result
-      ? `Score ${number(result.value, 5)}${result.graded ? `, grade ${number(result.grade, 3)}` : ""}; ${integer(result.steps)} decisions${result.crashed ? ` of ${integer(all)}: it crashed` : ""}.`
+      ? `Score ${number(result.value, 5)}${result.graded ? `, grade ${percent(result.grade)}` : ""}; ${integer(result.steps)} decisions${result.crashed ? ` of ${integer(all)}: it crashed` : ""}.`
       : mine.message || (!total && place && `Waiting in line, place ${place}: the server plays others first.`) || `${integer(total)} of ${integer(all)} decisions${length} so far.`;
     if (this.standing.textContent !== text) this.standing.textContent = text;
     return tellState(this.badge, result || mine.state === "failed" ? mine.state : total ? "running" : "waiting");

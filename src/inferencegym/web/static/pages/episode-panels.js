@@ -96,7 +96,7 @@ function choices(row, actions) {
 function settings(row, before) {
   const names = Object.keys(before ?? row.action);
   return h("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": "Knobs of this decision" }, h("table", null,
-    h("thead", null, h("tr", null, ["knob", "in force", "asked for", "allowed"].map((name) => h("th", { scope: "col" }, name)))),
+    h("thead", null, h("tr", null, ["knob", "in force", "asked for", "allowed"].map((name, i) => h("th", { scope: "col", class: i === 1 || i === 2 ? "n" : null }, name)))),
     h("tbody", null, names.map((name) => {
       const turned = before && row.action[name] !== undefined && row.action[name] !== before[name];
       return h("tr", { class: turned ? "turned" : null }, h("th", { scope: "row" }, words(name)), h("td", { class: "n" }, before ? knob(name, before[name]) : DASH),
