@@ -42,10 +42,14 @@ class RemotePlant:
         self._connection = kind(parts.hostname, port, timeout=timeout_s)
         self._path = parts.path.rstrip("/").removesuffix("/v1") + PATH
         self._clock = clock
-        self._who = {name: value for name, value in (("policy", policy), ("guard", guard)) if value}
+        self.name(policy, guard)
         self._headers = {"content-type": "application/json"}
         if key:
             self._headers["authorization"] = f"Bearer {key}"
+
+    def name(self, policy: str, guard: str) -> None:
+        """Who is at the wheel from the next command on."""
+        self._who = {name: value for name, value in (("policy", policy), ("guard", guard)) if value}
 
     def snapshot(self) -> Snapshot:
         """The window since anybody last asked, as the gateway saw it. OfflineError: it cannot be reached; InputError: it says something else."""

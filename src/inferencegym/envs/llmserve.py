@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from inferencegym.decision.columns import Float32s, Floats, Masks
-from inferencegym.decision.knobs import GRID, LEVERS, OFFSETS
+from inferencegym.decision.knobs import LEVERS
 from inferencegym.decision.snapshot import NAMES
+from inferencegym.decision.turn import mask_without
 from inferencegym.engine.fleet import Asking, Fleet
 from inferencegym.engine.window import TALLY
 from inferencegym.envs.batch import Outcome
@@ -32,10 +33,9 @@ class ServeBatch:
         surface = task.surface
         self.actions: Floats = np.tile(task.start.levers(), (n, 1))
         self.observations: Float32s = np.zeros((n, len(surface.columns)), np.float32)
-        self.masks: Masks = np.ones((n, surface.mask_size), np.int8)
-        if not task.plan.can_split:
-            at = OFFSETS[_SPLIT] + GRID["prefill_decode_split"].index(1.0)
-            self.masks[:, at] = 0
+        self.masks: Masks = np.tile(
+            mask_without({} if task.plan.can_split else {"prefill_decode_split": (1.0,)}), (n, 1)
+        )
         self.rewards: Floats = np.zeros(n)
         self.terms: Floats = np.zeros((n, len(TERMS)))
         self.terminated = np.zeros(n, np.bool_)
