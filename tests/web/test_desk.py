@@ -149,17 +149,18 @@ def test_closed_while_its_process_begins_it_leaves_none():
     at_desk(use)
 
 
-def test_a_slow_question_on_workloads_holds_up_nobody_in_the_arena():
+def test_slow_questions_on_workloads_and_episodes_hold_up_nobody_in_the_arena():
     async def main():
         arena, workloads, _ = made = sections()
         try:
-            slow = asyncio.create_task(workloads._desk.call(sleep_long))
+            slow = [asyncio.create_task(desk.call(sleep_long)) for desk in (workloads._desk, arena._replays)]
             assert await asyncio.wait_for(arena.desk.ask("inferencegym.web.play:catalogue"), 40)
-            assert not slow.done()
+            assert not any(one.done() for one in slow)
         finally:
             for section in made:
                 section.close()
-        with pytest.raises(DeskError):
-            await slow
+        for one in slow:
+            with pytest.raises(DeskError):
+                await one
 
     asyncio.run(main())

@@ -202,6 +202,23 @@ def test_a_policy_that_raises_fails_alone_and_says_why(monkeypatch):
     assert heard[-1][0] == "done"
 
 
+def test_a_larger_share_ends_a_wait_that_a_smaller_one_began():
+    from inferencegym.web import worker
+
+    here, there = multiprocessing.Pipe()
+    here.send(0.001)
+    at_work = worker._Work(there, Spec("hard", ("lru",)))
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
+    later = threading.Timer(0.3, here.send, [1.0])
+    later.start()
+    begun_s = time.monotonic()
+    at_work._rest()
+    assert 0.2 < time.monotonic() - begun_s < 20.0, "at a thousandth of a core it would be 50 s"
+    later.join()
+
+
 @pytest.mark.parametrize("wrong", [{"share": 0}, {"share": 2.0}, {"at_once": 0}])
 def test_limits_are_checked(wrong):
     with pytest.raises(ConfigError):
@@ -223,6 +240,7 @@ def test_no_process_outlives_the_server(how):
     )
     try:
         until_healthy(server, url, 90)
+        assert _family(server.pid), "the fork server loads before anybody asks"
         run = httpx.post(
             f"{url}/dashboard/api/runs", json={"task": "hard", "policies": ["clairvoyant"]}, timeout=60
         ).json()
@@ -230,7 +248,7 @@ def test_no_process_outlives_the_server(how):
             pieces = stream.iter_bytes()
             next(pieces)
             begun = _family(server.pid)
-            assert len(begun) >= 3, "the fork server, the desk and the run's player"
+            assert len(begun) >= 3, "the fork server, the desk and the run's process"
             asked_s = time.monotonic()
             server.send_signal(how)
             with contextlib.suppress(httpx.HTTPError):

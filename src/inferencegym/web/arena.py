@@ -34,7 +34,9 @@ class ArenaSection:
         """`desk`: its own from now on, to close as well."""
         self.desk = desk
         self.table = RunTable(limits)
-        self._episode = EpisodeRoutes(self.table, desk)
+        # To play a long episode again may take ten seconds, and whoever wants to begin a run need not wait for it.
+        self._replays = Desk()
+        self._episode = EpisodeRoutes(self.table, self._replays)
 
     def routes(self) -> list[BaseRoute]:
         """Catalogue, runs, streams, exports, and the Episode page's."""
@@ -48,9 +50,10 @@ class ArenaSection:
         ]
 
     def close(self) -> None:
-        """End all runs and the desk."""
+        """End all runs and the desks."""
         self.table.close()
         self.desk.close()
+        self._replays.close()
 
     async def _catalogue(self, _: Request) -> Response:
         return Response(await self.desk.ask("inferencegym.web.play:catalogue"), media_type="application/json")

@@ -43,7 +43,8 @@ class _Work:
         self._share = float(pipe.recv())
         self._players: dict[int, Any] = {}
         self._number = 0
-        self._owed_s = 0.0
+        self._used_s = 0.0
+        """CPU that was used and not yet waited for."""
         self._counted_s = time.process_time()
         self._sent_s = time.monotonic()
 
@@ -119,13 +120,20 @@ class _Work:
     def _rest(self) -> None:
         """Wait as long as the share asks for what was computed; hear of another share meanwhile."""
         now_s = time.process_time()
-        self._owed_s += (now_s - self._counted_s) * (1.0 / self._share - 1.0)
+        self._used_s += now_s - self._counted_s
         self._counted_s = now_s
         while True:
-            wait_s = self._owed_s if self._owed_s >= _LEAST_WAIT_S else 0.0
+            # A new share holds for what is still owed, too: who looks ahead for seconds owes many.
+            each_s = 1.0 / self._share - 1.0
+            wait_s = self._used_s * each_s
+            if each_s == 0.0:
+                self._used_s = 0.0
+            elif wait_s < _LEAST_WAIT_S:
+                wait_s = 0.0
             before_s = time.monotonic()
             told = self._pipe.poll(wait_s)
-            self._owed_s -= time.monotonic() - before_s if wait_s else 0.0
+            if wait_s:
+                self._used_s -= (time.monotonic() - before_s) / each_s
             if not told:
                 return
             try:
