@@ -52,6 +52,10 @@ VERBS = {
         "Serve an OpenAI-compatible API in front of an engine: admission, order, batches, streams, limits.",
         "inferencegym.cli.serve:app",
     ),
+    "control": (
+        "Let a policy steer a live gateway behind a guard; Ctrl-C gives the old settings back.",
+        "inferencegym.cli.control:control",
+    ),
     "conformance": (
         "Check from outside whether an OpenAI-compatible server behaves as clients and operators may expect.",
         "inferencegym.cli.conformance:conformance",

@@ -47,7 +47,7 @@ class AtOnce:
             if seed is not None:
                 policy.start(seed)
             command = command_of(self._surface, policy.act(observation.copy(), mask.copy()))
-        except Exception as error:  # noqa: BLE001: a policy is anybody's code: what it raises is told in the verdict
+        except Exception as error:  # noqa: BLE001 - a policy is anybody's code: what it raises is told in the verdict
             problem = f"raised {type(error).__name__}: {error}"[:300]
         return Answer(command, problem, self._clock() - begun_s)
 

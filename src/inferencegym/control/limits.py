@@ -60,12 +60,12 @@ class Limits:
             said = f"at most {self.steps[name]:g} a window"
         else:
             return low, high, why
-        if name != "kv_budget_fraction":
-            near, far = math.ceil(near), math.floor(far)
         if near > high or far < low:  # it stands far outside its range: the way back is not held up
             return low, high, why
-        held = near > low or far < high
-        return max(low, near), min(high, far), said if held else why
+        least, most = max(low, near), min(high, far)
+        if name != "kv_budget_fraction":
+            least, most = math.ceil(least), math.floor(most)
+        return least, most, said if near > low or far < high else why
 
 
 #: No limit but the surface's own ranges.
