@@ -222,7 +222,7 @@ def test_the_command_serves_its_page_passes_the_url_checks_and_ends_on_sigterm()
         told, _ = server.communicate(timeout=30)
         assert server.returncode == -signal.SIGTERM
         assert b"Traceback" not in told
-        assert told.decode().split("\n")[0] == f"llmserve is ready on {url}, page at /web"
+        assert told.decode().split("\n")[0] == f"llmserve is ready on {url}, page at /web, dashboard on {url}/dashboard"
     finally:
         if server.poll() is None:
             server.kill()
