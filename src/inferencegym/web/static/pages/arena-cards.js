@@ -54,8 +54,9 @@ export class Card {
       this.score.title = `At the end: ${result.value}`;
     }
     this.why.hidden = one.state !== "crashed" || !result;
-    this.message.hidden = !one.message;
-    this.message.textContent = one.message ?? "";
+    const own = one.message && one.message !== this.run.message;
+    this.message.hidden = !own;
+    this.message.textContent = own ? one.message : "";
     this.look.disabled = one.state === "waiting" || one.state === "failed";
   }
 
