@@ -32,6 +32,16 @@ def test_six_cards_and_their_scores_fit_the_first_screen(env_server, viewer):
     expect(page.locator("[data-card]").first).to_contain_text("Score so far")
 
 
+def test_a_chart_tells_each_policys_last_value_where_it_ended_before_the_playhead(env_server, viewer):
+    page = viewer.open(env_server.page + arena_path("hard", ("fixed:8", "sieve"), horizon_ticks=2000))
+    ended(page, 2)
+    crashed = page.locator("[data-card][data-state=crashed]")
+    expect(crashed).to_have_count(1)
+    told = page.locator("figure[data-chart='Requests completed'] .keys .value").first
+    told.scroll_into_view_if_needed()
+    expect(told).to_have_text(crashed.locator("dl:not(.score) dd").first.inner_text())
+
+
 def test_a_policy_is_taken_out_of_the_charts_and_put_back(env_server, viewer):
     page = viewer.open(env_server.page + arena_path("hard", SIX[1:3], horizon_ticks=300))
     ended(page, 2)

@@ -229,7 +229,7 @@ class Chart {
     if (!off) this.line.style.setProperty("transform", `translateX(${((this.resting - from) / (to - from)) * (this.plot.bbox.width / devicePixelRatio)}px)`);
   }
 
-  /** Values in the legend: where the pointer is, else at the playhead, else the last. */
+  /** Values in the legend: where the pointer is, else at the playhead, else the last. A series that has not come so far, or ended sooner, tells its last at the playhead. */
   tell(always = false) {
     if (!this.visible && !always) return;
     const [x, ys] = this.data;
@@ -240,7 +240,8 @@ class Chart {
       if (k > 0 && (this.options.stepped ? x[k] > at : Math.abs(x[k - 1] - at) < Math.abs(x[k] - at))) k--;
     }
     ys.forEach((y, i) => {
-      const text = this.text(k >= 0 && k < y.length ? y[k] : NaN);
+      const mine = this.pointed === null ? Math.min(k, y.length - 1) : k;
+      const text = this.text(mine >= 0 && mine < y.length ? y[mine] : NaN);
       if (this.values[i] && this.values[i].textContent !== text) this.values[i].textContent = text;
     });
   }
