@@ -6,6 +6,8 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -147,6 +149,29 @@ def test_closed_while_its_process_begins_it_leaves_none():
             await call
 
     at_desk(use)
+
+
+def test_ctrl_c_while_the_fork_server_loads_is_no_matter_of_its():
+    script = """
+import asyncio, os, signal
+from multiprocessing import forkserver
+from pathlib import Path
+from inferencegym.web.desk import Desk, context
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: None)
+    context()
+    maps = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/maps")
+    while "numpy" not in maps.read_text():
+        pass
+    os.killpg(0, signal.SIGINT)
+    desk = Desk()
+    print(asyncio.run(desk.call(os.getpid)) != os.getpid())
+    desk.close()
+"""
+    # A terminal sends it to all processes of a session.
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, start_new_session=True, timeout=60)  # fmt: skip
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_slow_questions_on_workloads_and_episodes_hold_up_nobody_in_the_arena():

@@ -56,7 +56,7 @@ def _with_dashboard(app: Any) -> tuple[str, Callable[[], None] | None]:
     try:
         from inferencegym.web.app import make_dashboard
         from inferencegym.web.compose import sections
-        from inferencegym.web.desk import warm
+        from inferencegym.web.desk import context
     except ModuleNotFoundError:
         return f"; no dashboard: {MissingExtraError('web', 'The dashboard')}", None
     parts = sections()
@@ -72,7 +72,8 @@ def _with_dashboard(app: Any) -> tuple[str, Callable[[], None] | None]:
     @asynccontextmanager
     async def lifespan(running: Any) -> AsyncIterator[Any]:
         async with inner(running) as state:
-            warm()
+            # What the first visitor needs is loaded beside the server, before they come.
+            context()
             try:
                 yield state
             finally:

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import parent_process
+from multiprocessing import parent_process, resource_tracker
 from threading import Thread, current_thread, main_thread
 from typing import Any
 
@@ -19,6 +19,8 @@ from typing import Any
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
     """Ctrl-C in this block is held back until its end; processes that are started in it never see one."""
+    # As it begins it would take the block away.
+    resource_tracker.ensure_running()
     # Blocked is what processes inherit. Another thread of this one may take the signal all the same, and Python then answers it in the main thread.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     answer, held = signal.getsignal(signal.SIGINT), []

@@ -18,7 +18,7 @@ from multiprocessing import forkserver
 from typing import Any, TypeVar
 
 from inferencegym.ground.errors import InferenceGymError
-from inferencegym.learn.processes import end_with_parent, hear_the_end, stop_now
+from inferencegym.learn.processes import end_with_parent, hear_the_end, interrupts_wait, stop_now
 
 _T = TypeVar("_T")
 #: What a process of ours yields to whoever serves: steps of Unix niceness.
@@ -103,16 +103,13 @@ def _named(where: str, *arguments: Any) -> Any:
 
 
 def context() -> multiprocessing.context.ForkServerContext:
-    """How processes of the dashboard begin: forked from a server that has loaded what they need, once."""
+    """How processes of the dashboard begin: forked from a server that has loaded what they need, once. It begins to load with the first call; nobody waits for that."""
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["inferencegym.web.kitchen"])
+    # While it loads it does not ignore Ctrl-C yet.
+    with interrupts_wait():
+        forkserver.ensure_running()
     return made
-
-
-def warm() -> None:
-    """Load what processes need, in the fork server, so that the first of them begins in a moment. Returns at once."""
-    context()
-    forkserver.ensure_running()
 
 
 def begin() -> None:
