@@ -9,7 +9,7 @@ from inferencegym.control.asking import AtOnce
 from inferencegym.control.guard import POLICY, Guard, Rules
 from inferencegym.control.limits import OPEN
 from inferencegym.control.loop import Loop
-from inferencegym.decision.knobs import LEVERS, Knobs, KnobsSurface
+from inferencegym.decision.knobs import Knobs, KnobsSurface
 from inferencegym.decision.snapshot import NAMES
 from inferencegym.engine.plant import EnginePlant
 from inferencegym.envs import catalogue
@@ -18,7 +18,6 @@ from inferencegym.envs.env import PlantEnv
 from inferencegym.envs.splits import scenario
 
 WINDOWS = 30
-SPLIT = LEVERS.index("prefill_decode_split")
 
 
 class Seeing:
@@ -89,11 +88,10 @@ def test_environment_and_control_loop_are_one(name, policies):
         seen[NAMES.index("episode_fraction")] = WINDOWS / task.steps
         assert np.array_equal(last, task.surface.columns.encode(seen)), of
         assert {window.driver for window in kept} == {POLICY}
-        # The guard let all through, but for what a plant refuses.
-        for window, answer in zip(kept, here.answers, strict=True):
-            refused = set(window.applied.refused)
-            assert refused <= {"prefill_decode_split"}
-            assert window.command.given().keys() | refused >= Knobs.of(answer).given().keys() - {LEVERS[SPLIT]}
+        assert np.array_equal(there.masks, here.masks), of
+        # What the policy said is what was sent, and the plant took it all.
+        assert [window.command for window in kept] == [Knobs.of(answer) for answer in here.answers]
+        assert {window.command == Knobs(**window.applied.accepted) for window in kept} == {True}
 
 
 def test_traffic_came_of_it():

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -197,7 +197,8 @@ def _show(name: str, value: Any) -> str:
 def _end(summary: Summary, as_json: bool, notes: tuple[str, ...], record: Path | None) -> None:
     """The summary, for a person or a program."""
     if as_json:
-        told = asdict(summary) | {"found": summary.found.given(), "found_notes": list(notes)}
+        told = {one.name: getattr(summary, one.name) for one in fields(summary)}
+        told |= {"found": summary.found.given(), "found_notes": list(notes)}
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
         return
     shares = ", ".join(f"{who} {count}" for who, count in summary.drivers.most_common())

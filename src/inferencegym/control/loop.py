@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from inferencegym.control.asking import Answer, Ask
 from inferencegym.control.guard import FALLBACK, FOUND, NAME, NOBODY, POLICY, Guard
 from inferencegym.control.limits import found
 from inferencegym.decision.columns import Float32s
-from inferencegym.decision.knobs import Applied, Knobs, KnobsSurface
+from inferencegym.decision.knobs import LEVERS, Applied, Knobs, KnobsSurface
 from inferencegym.decision.plant import Plant
 from inferencegym.decision.policy import Policy
 from inferencegym.decision.snapshot import Snapshot
@@ -97,7 +99,8 @@ class Loop:
         self._ask, self._ask_fallback, self._clock = ask, ask_fallback or ask, clock
         self._seed, self._horizon, self._dry_run, self._tell = seed, horizon, dry_run, tell
         self._surface = KnobsSurface()
-        self._before = ""
+        self._before = self._wheel = ""
+        self._owed: set[str] = set()
         self._sent = False
         self.summary = Summary()
         self.found_notes: tuple[str, ...] = ()
@@ -145,7 +148,7 @@ class Loop:
                     driver = FOUND
             if driver == FOUND:
                 answer = Answer(self.summary.found, "", 0.0)
-            command, said = self.guard.hold(answer.command or Knobs(), snapshot)
+            command, said = self.guard.hold(self._handed_over(driver, answer.command or Knobs(), snapshot), snapshot)
             reasons += said
             applied, said = self._send(driver, command, snapshot)
             reasons += said
@@ -197,6 +200,20 @@ class Loop:
         if self.fallback is None:
             return Answer(self.summary.found, "", 0.0)
         return self._ask_fallback(self.fallback, observation, mask, seed)
+
+    def _handed_over(self, driver: str, command: Knobs, snapshot: Snapshot) -> Knobs:
+        """The command, and the settings found of those knobs that the last one at the wheel left elsewhere and this one does not name."""
+        if driver == NOBODY:
+            return command
+        if self._wheel not in ("", driver):
+            self._owed = set(LEVERS)
+        self._wheel = driver
+        levers, home = command.levers(), self.summary.found.levers()
+        away = home != in_force(snapshot)
+        self._owed = {name for name in self._owed if np.isnan(levers[LEVERS.index(name)]) and away[LEVERS.index(name)]}
+        for name in self._owed:
+            levers[LEVERS.index(name)] = home[LEVERS.index(name)]
+        return Knobs.of(levers) if self._owed else command
 
     def _send(self, driver: str, command: Knobs, snapshot: Snapshot) -> tuple[Applied, tuple[str, ...]]:
         """What took effect, and what is to be said of it."""
