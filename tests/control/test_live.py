@@ -171,7 +171,10 @@ def test_a_day_at_the_wheel(place, session, tmp_path):
     assert {window["driver"] for window in windows} == {"policy", "nobody", "fallback"}
     busy = [window for window in windows if window["snapshot"] and window["snapshot"]["throughput_tps"] > 0]
     assert len(busy) > 3
-    assert busy[0]["command"] == {"batch_cap": 96, "kv_budget_fraction": 0.6, "quantization_tier": "INT8"}
+    # There were 1024 seats: the guard takes two steps to 96.
+    assert busy[0]["command"] == {"batch_cap": 256, "kv_budget_fraction": 0.6, "quantization_tier": "INT8"}
+    assert busy[0]["action"]["batch_cap"] == busy[1]["command"]["batch_cap"] == 96
+    assert "batch_cap 96 held to 256: at most a factor of 4 a window" in busy[0]["reasons"]
     assert all(len(window["observation"]) == 32 for window in busy)
 
 

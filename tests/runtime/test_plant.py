@@ -204,3 +204,16 @@ def test_the_gpus_memory():
         )
 
     run_house(test, OPEN)
+
+
+def test_seats_are_given_back_as_if_nobody_had_turned_them():
+    async def test(house: House) -> None:
+        plant = GatewayPlant(house.gateway)
+        before = plant.snapshot().batch_cap
+        plant.apply(Knobs(batch_cap=3, priority_routing=True))
+        assert plant.snapshot().batch_cap == 3
+        plant.release_batch_cap()
+        assert (plant.snapshot().batch_cap, house.gateway.dispatcher.total_cap) == (before, inf)
+        assert plant.snapshot().priority_routing == 1, "the other knobs stay"
+
+    run_house(test, OPEN)

@@ -68,7 +68,7 @@ def control(
     with RemotePlant(url, key=key, timeout_s=max(1.0, window)) as plant, ExitStack() as stack:
         loop = Loop(
             plant, policy_of(policy, "knobs"), guard, ask=InTime(limit_s), ask_fallback=InTime(limit_s), fallback=stand_in,
-            clock=time.monotonic, seed=seed, dry_run=dry_run, tell=plant.name,
+            clock=time.monotonic, seed=seed, dry_run=dry_run, tell=plant.name, release=plant.release,
         )  # fmt: skip
         stop = stack.enter_context(_ctrl_c())
         show = stack.enter_context(_shown(loop, json_, url, policy, fallback))
@@ -205,12 +205,11 @@ def _end(summary: Summary, as_json: bool, notes: tuple[str, ...], record: Path |
     typer.echo(f"{summary.windows} windows ({shares}); the guard ended the policy's turn {summary.trips} times; without a snapshot {summary.missing}, commands lost {summary.lost}.")  # fmt: skip
     if summary.outside:
         typer.echo("Beyond the range that policies know: " + ", ".join(f"{name} in {count}" for name, count in summary.outside.items()))  # fmt: skip
-    for note in notes:
-        typer.echo(note)
-    typer.echo(summary.note + (f": {_found(summary.found)}" if summary.given_back else ""))
+    typer.echo(summary.note + (f": {_found(summary.found, notes)}" if summary.given_back else ""))
     if record is not None:
         typer.echo(f"record: {record.resolve()}")
 
 
-def _found(knobs: Knobs) -> str:
-    return ", ".join(f"{_SHORT[name]} {_show(name, value)}" for name, value in knobs.given().items())
+def _found(knobs: Knobs, notes: tuple[str, ...]) -> str:
+    said = ", ".join(f"{_SHORT[name]} {_show(name, value)}" for name, value in knobs.given().items())
+    return "; ".join((said, *notes))

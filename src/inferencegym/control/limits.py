@@ -96,6 +96,6 @@ def found(now: Floats) -> tuple[Knobs, tuple[str, ...]]:
         if math.isnan(levers[i]):
             notes.append(f"{name} is not known and cannot be given back")
         elif not low <= levers[i] <= high:
-            notes.append(f"{name} stood at {levers[i]:g}; as a knob it goes from {low:g} to {high:g}, and it will be given back as the nearer end")  # fmt: skip
+            notes.append(f"{name} stood at {levers[i]:g}; as a knob it goes from {low:g} to {high:g}")  # fmt: skip
             levers[i] = np.clip(levers[i], low, high)
     return Knobs.of(levers), tuple(notes)

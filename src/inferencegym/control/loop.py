@@ -86,11 +86,11 @@ class Loop:
 
     def __init__(
         self, plant: Plant, policy: Policy, guard: Guard, *, ask: Ask, clock: Callable[[], float], fallback: Policy | None = None, ask_fallback: Ask | None = None,
-        seed: int = 0, horizon: int | None = None, dry_run: bool = False, tell: Tell = lambda policy, guard: None,
+        seed: int = 0, horizon: int | None = None, dry_run: bool = False, tell: Tell = lambda policy, guard: None, release: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         """`fallback`: who stands in; None: the settings found at the start, if the guard has a fallback at all. `ask_fallback`: as `ask`, which
         is used where it is None. `horizon`: windows of the episode that a policy was trained on, for its column `episode_fraction`; None: as the
-        plant says. `dry_run`: nothing is sent.
+        plant says. `dry_run`: nothing is sent. `release`: gives batch_cap back where more seats were found than a command can say.
         """
         for one in (policy, fallback):
             if one is not None and one.surface != "knobs":
@@ -98,6 +98,7 @@ class Loop:
         self.plant, self.policy, self.fallback, self.guard = plant, policy, fallback, guard
         self._ask, self._ask_fallback, self._clock = ask, ask_fallback or ask, clock
         self._seed, self._horizon, self._dry_run, self._tell = seed, horizon, dry_run, tell
+        self._release = release
         self._surface = KnobsSurface()
         self._before = self._wheel = ""
         self._owed: set[str] = set()
@@ -109,6 +110,7 @@ class Loop:
         """Look once, and remember the settings found. What goes wrong here is raised: a wrong address is no outage."""
         snapshot = self.plant.snapshot()
         self.summary.found, self.found_notes = found(in_force(snapshot))
+        self._found = snapshot
         return snapshot
 
     def run(self, wait: Wait, *, windows: int | None = None, on_window: Callable[[Window], None] = lambda window: None) -> Summary:  # fmt: skip
@@ -169,15 +171,22 @@ class Loop:
         try:
             self._tell(_RESTORING, NAME)
             applied = self.plant.apply(summary.found)
+            if self._release is not None and not np.array_equal(in_force(self._found)[:1], summary.found.levers()[:1]):
+                self._release()
+            now = in_force(self.plant.snapshot())
         except (OfflineError, InputError, ConfigError) as error:
             summary.given_back, summary.note = False, f"the settings found at the start could not be put back: {error}"
             return summary
-        # What the plant never let anybody turn is as it was.
-        now = self._stands()
-        changed = {name: why for name, why in applied.refused.items() if now is None or getattr(now, name) != getattr(summary.found, name)}  # fmt: skip
-        summary.given_back = not changed
-        left = "; ".join(f"{name} is not: {why}" for name, why in changed.items())
-        summary.note = "the settings found at the start are in force again" + (f", but {left}" if left else "")
+        # What nobody was ever let turn is as it was, refused or not.
+        before = in_force(self._found)
+        left = [
+            f"{name} stands at {now[i]:g}, not {before[i]:g}" + (f" ({applied.refused[name]})" if name in applied.refused else "")
+            for i, name in enumerate(LEVERS) if not np.array_equal(now[i], before[i], equal_nan=True)
+        ]  # fmt: skip
+        summary.given_back = not left
+        summary.note = (
+            "the settings found at the start are in force again" if not left else "given back, but " + "; ".join(left)
+        )
         return summary
 
     def _see(self) -> tuple[Snapshot | None, str]:
@@ -186,10 +195,6 @@ class Loop:
             return self.plant.snapshot(), ""
         except (OfflineError, InputError) as error:
             return None, str(error)
-
-    def _stands(self) -> Knobs | None:
-        snapshot, _ = self._see()
-        return None if snapshot is None else found(in_force(snapshot))[0]
 
     def _put(self, who: str, observation: Float32s) -> Answer:
         """Ask one of the two; whoever was not at the wheel in the last window begins anew."""

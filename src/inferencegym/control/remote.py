@@ -72,6 +72,10 @@ class RemotePlant:
         told = self._exchange("POST", json.dumps(self._who | {name: _plain(value) for name, value in given.items()}))
         return Applied(dict(told.get("accepted", {})), dict(told.get("refused", {})))
 
+    def release(self) -> None:
+        """Give batch_cap back there: as many requests in flight as there are seats, as before anybody turned it."""
+        self._exchange("DELETE", None)
+
     def close(self) -> None:
         """Close the connection; the next exchange opens another."""
         self._connection.close()

@@ -201,6 +201,7 @@ def _pages(guarded: bool) -> dict[str, Any]:
         "/v1/runtime/plant": {
             "get": _page("snapshot", "What a policy may know, of the window since the last time", *admin, guarded=guarded),
             "post": _page("apply", "Turn knobs; what took effect, and why the rest did not", *admin, guarded=guarded, body=_knobs()),
+            "delete": _page("release", "Give batch_cap back: as many in flight as there are seats", *admin, guarded=guarded),
         },
         "/v1/runtime/config": {
             "get": _page("config", "Settings in force, their bounds, the version", *admin, guarded=guarded),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -33,6 +33,14 @@ class Metrics(Protocol):
 
     def json(self) -> Mapping[str, Any]:
         """The same as an object."""
+
+
+@runtime_checkable
+class Releasable(Plant, Protocol):
+    """A plant whose batch_cap can be given back to whoever had it before."""
+
+    def release_batch_cap(self) -> None:
+        """As if it had never been turned."""
 
 
 class Wanted(msgspec.Struct):
@@ -80,7 +88,7 @@ class Pages:
 
     def table(self, more: Mapping[str, Mapping[str, Page]] | None = None) -> dict[str, Mapping[str, Page]]:
         """Path to method to page."""
-        table: dict[str, Mapping[str, Page]] = {
+        table: dict[str, dict[str, Page]] = {
             "/v1/models": {"GET": self.models},
             "/v1/models/*": {"GET": self.model},
             "/health": {"GET": self.ready},
@@ -99,7 +107,9 @@ class Pages:
             table["/v1/runtime/config/audit"] = {"GET": _admin(self.audit)}
         if self._plant is not None:
             table["/v1/runtime/plant"] = {"GET": _admin(self.snapshot), "POST": _admin(self.apply)}
-        return table | (dict(more) if more else {})
+            if isinstance(self._plant, Releasable):
+                table["/v1/runtime/plant"] |= {"DELETE": _admin(self.release)}
+        return {**table, **(more or {})}
 
     async def models(self, call: Call) -> Reply:
         """The names that can be asked for."""
@@ -206,6 +216,12 @@ class Pages:
         if self._steering is not None:
             self._steering.note(applied, by=_who(call), **told)
         return Reply(_encode({"accepted": applied.accepted, "refused": applied.refused}))
+
+    async def release(self, call: Call) -> Reply:
+        """Nobody holds the seats any more: batch_cap is what the backends have, which may be more than a command can say. Other knobs stay."""
+        assert isinstance(self._plant, Releasable), "the page is only in the table if the plant can"
+        self._plant.release_batch_cap()
+        return Reply(b'{"released":["batch_cap"]}')
 
     # --- drain -----------------------------------------------------------------------------------------------------------
 

@@ -177,6 +177,12 @@ class GatewayPlant:
             self._gateway.dispatcher.renew()
         return Applied(accepted, refused)
 
+    def release_batch_cap(self) -> None:
+        """As many in flight as there are seats, as if nobody had ever turned the knob: there may be more than a command can say."""
+        self._gateway.dispatcher.total_cap = math.inf
+        self._batch_cap = _NONE
+        self._gateway.dispatcher.renew()
+
     def _turn_batch_cap(self, value: object) -> str:
         assert isinstance(value, int)
         self._gateway.dispatcher.total_cap = float(value)
