@@ -83,3 +83,17 @@ def test_offline_a_start_is_refused_in_words(env_server, viewer):
         page.locator("#start").click()
         expect(page.get_by_text("cannot be reached").first).to_be_visible()
         viewer.context.set_offline(False)
+
+
+def test_an_episode_of_a_server_that_starts_again_goes_on_and_stops_complaining(own_server, viewers):
+    server = own_server("env", "pagedkv", "--no-web")
+    viewer = viewers()
+    page = viewer.open(server.page + LONG.replace("/arena?", "/episode?") + "&policy=0")
+    expect(page.locator("#position")).to_contain_text(re.compile(r"tick [1-9]"))
+    with viewer.watch.expecting("ERR_", "Failed to load", "404"):
+        server.kill()
+        expect(banner(page).first).to_contain_text("connection")
+        server.start()
+        expect(banner(page).filter(has_text="restarted")).to_be_visible()
+        expect(banner(page).filter(has_text="lost")).to_have_count(0)
+        expect(page.locator("#state[data-state=completed]")).to_be_visible(timeout=120_000)

@@ -3,6 +3,7 @@ import { ApiError, download, get, post } from "../api.js";
 import { copyText } from "../copy.js";
 import { fill, h } from "../dom.js";
 import { integer } from "../format.js";
+import { Lost } from "../lost.js";
 import { breakdown, Card } from "./arena-cards.js";
 import { Charts } from "./arena-charts.js";
 import { follow } from "./arena-data.js";
@@ -21,6 +22,7 @@ class Arena {
   constructor(root, ctx, catalogue) {
     this.ctx = ctx;
     this.catalogue = catalogue;
+    this.lost = new Lost(ctx);
     this.form = new Form(catalogue, (spec) => this.start(spec, true));
     this.summary = h("span");
     this.setup = h("details", { class: "card setup", open: true, id: "setup" }, h("summary", null, h("h2", null, "Set up"), this.summary), this.form.element);
@@ -113,13 +115,13 @@ class Arena {
         this.ctx.announce(result ? `${name}: ${state}, score ${result.value.toFixed(3)}` : `${name}: ${state}`);
       },
       onState: (state, place, message) => this.news(state, place, message),
-      onLost: (seconds, now) => this.lost(seconds, now),
+      onLost: (seconds, now) => this.lost.tell(seconds, now),
       onBack: () => {
-        this.closeLost();
+        this.lost.close();
         this.ctx.announce("Connected again");
       },
       onReplayed: () => {
-        this.closeLost();
+        this.lost.close();
         this.closeReplayed?.();
         this.closeReplayed = this.ctx.banner("info", "The server was restarted; the run is played again.");
       },
@@ -260,20 +262,6 @@ class Arena {
     setTimeout(close, 4000);
   }
 
-  lost(seconds, now) {
-    if (!this.closeLost_) {
-      this.left = h("span", { "aria-live": "off" });
-      this.closeLost_ = this.ctx.banner("warn", h("span", null, "The connection to the server was lost. ", this.left), { label: "Try now", action: () => this.retry() });
-    }
-    this.retry = now;
-    this.left.textContent = seconds > 0 ? `Next attempt in ${seconds} s.` : "Trying…";
-  }
-
-  closeLost() {
-    this.closeLost_?.();
-    this.closeLost_ = null;
-  }
-
   /** End the run on this page, nowhere else. */
   leave() {
     this.aborter?.abort();
@@ -281,7 +269,7 @@ class Arena {
     cancelAnimationFrame(this.pump);
     this.parts_?.forEach((one) => one.destroy());
     this.parts_ = null;
-    this.closeLost();
+    this.lost.close();
     this.closeReplayed?.();
     Object.assign(this, { closeReplayed: null, run: null, samples: null, transport: null, cards: [], again: null, fresh: false });
     this.stage.replaceChildren();

@@ -2,6 +2,7 @@
 import { ApiError, get, post } from "../api.js";
 import { fill, h } from "../dom.js";
 import { integer } from "../format.js";
+import { Lost } from "../lost.js";
 import { ActionStream } from "./actionstream.js";
 import { follow } from "./arena-data.js";
 import { paramsOf, specFrom } from "./arena-form.js";
@@ -17,6 +18,7 @@ const COURSE_MS = 1200;
 const ADDRESS_MS = 300;
 const LOG_MS = 250;
 const RETRY_MS = 4000;
+const REPLAYED = "The server was restarted; the run is played again, with the same numbers.";
 const GPU_COLOURS = ["kv-active-vip", "kv-active-free", "kv-loading-vip", "kv-loading-free", "kv-idle-vip", "kv-idle-free", "kv-leaving"];
 const CPU_COLOURS = ["kv-idle-vip", "kv-idle-free", "warn", "kv-leaving"];
 
@@ -43,7 +45,7 @@ export async function mount(root, ctx) {
 
 class Episode {
   constructor(root, ctx, run, signal) {
-    Object.assign(this, { root, ctx, run, signal, codes: [], knobs: {}, total: 0, decision: 0, hoped: null, live: true, closers: {} });
+    Object.assign(this, { root, ctx, run, signal, codes: [], knobs: {}, total: 0, decision: 0, hoped: null, live: true, lost: new Lost(ctx) });
     const asked = Number(ctx.params.get("policy") ?? 0);
     this.policy = Number.isInteger(asked) && run.policies[asked] ? asked : 0;
     if (asked !== this.policy) ctx.banner("warn", `This run has no policy number ${ctx.params.get("policy")}; here is the first.`);
@@ -126,9 +128,12 @@ class Episode {
         this.place = place ?? 0;
         this.tellState();
       },
-      onLost: (left, now) => this.lost(left, now),
+      onLost: (seconds, now) => this.lost.tell(seconds, now),
       onBack: () => this.back(),
-      onReplayed: () => this.ctx.banner("info", "The server was restarted; the run is played again, with the same numbers."),
+      onReplayed: () => {
+        this.lost.close();
+        this.ctx.banner("info", REPLAYED);
+      },
     }, this.signal).catch((error) => this.fail(error)).finally(() => {
       this.following = false;
       if (!this.signal.aborted) this.look(true);
@@ -282,15 +287,9 @@ class Episode {
     }, ADDRESS_MS);
   }
 
-  lost(left, now) {
-    this.closers.lost?.();
-    this.closers.lost = this.ctx.banner("warn", `The connection to the server was lost. Next attempt in ${left} s.`, { label: "Try now", action: now });
-  }
-
   back() {
-    this.closers.lost?.();
-    this.closers.lost = null;
-    this.closers.fail?.();
+    this.lost.close();
+    this.closeFail?.();
     this.look(true);
     this.wanted = this.decision;
     this.fetch();
@@ -305,17 +304,16 @@ class Episode {
     if (early || this.following && (error.status === 0 || error.status === 404)) return;
     if (error.status === 404) this.again();
     else if (error.status === 0) {
-      this.closers.lost?.();
       clearTimeout(this.retry);
       const now = () => {
         clearTimeout(this.retry);
         this.back();
       };
-      this.closers.lost = this.ctx.banner("warn", error.message, { label: "Try now", action: now });
+      this.lost.tell(RETRY_MS / 1000, now);
       this.retry = setTimeout(now, RETRY_MS);
     } else {
-      this.closers.fail?.();
-      this.closers.fail = this.ctx.banner("error", error.message);
+      this.closeFail?.();
+      this.closeFail = this.ctx.banner("error", error.message);
     }
   }
 
@@ -330,7 +328,8 @@ class Episode {
       this.fail(error);
       return;
     }
-    this.ctx.banner("info", "The server was restarted; the run is played again, with the same numbers.");
+    this.lost.close();
+    this.ctx.banner("info", REPLAYED);
     this.begin();
   }
 
