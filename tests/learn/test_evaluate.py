@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -161,6 +162,7 @@ def test_an_interrupt_carries_what_is_done_and_names_the_rest(anchored, workers)
     with pytest.raises(KeyboardInterrupt) as caught:
         evaluate(["lru", "random", "do-nothing"], [anchored], scenarios=3, workers=workers, progress=interrupt)
     assert isinstance(caught.value, Interrupted)
+    assert not active_children(), "workers outlived it"
     found = caught.value.evaluation
     whole = evaluate(["lru", "random", "do-nothing"], [anchored], scenarios=3)
     assert len(found.episodes) == 4

@@ -7,7 +7,7 @@ for by name and needs the extra 'ray'.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import chdir, contextmanager, nullcontext
 from importlib import import_module
@@ -38,12 +38,13 @@ _STORE_BYTES = 200 * 1024**2
 
 def share_out(
     work: Callable[[_J], _R], jobs: Sequence[_J], *, workers: int = 1, ray: str | None = None, here: Collection[int] = ()
-) -> Results[_R]:  # fmt: skip
+) -> Generator[tuple[int, _R], None, None]:  # fmt: skip
     """What `work` makes of each job, with its place, in the order in which they are done.
 
     `work` (a function of a module, or an object), jobs and results can be pickled. `workers`: processes of this machine; of a Ray cluster of our own, its
     processors. `ray`: a cluster's address (`LOCAL`, auto or HOST:PORT) instead of processes. `here`: places of jobs that must
     stay in this process. The first error ends it all, and is the one that `work` raised; so does Ctrl-C, in the middle of jobs that are begun.
+    Whoever may stop before the end closes it, or processes work on until it is collected as garbage, by whichever thread.
     """
     if workers < 1:
         raise ConfigError("workers", f"{workers}", allowed="1 or more")

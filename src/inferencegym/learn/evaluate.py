@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -246,13 +247,14 @@ def evaluate(
         )
 
     try:
-        for at, result in share_out(_Play(), jobs, workers=workers, ray=ray, here=here):
-            if isinstance(result, Unplayed):
-                unplayed[at] = result
-                continue
-            done[at] = _graded(result, anchors[result.task])
-            if progress:
-                progress(len(done), len(jobs), done[at])
+        with closing(share_out(_Play(), jobs, workers=workers, ray=ray, here=here)) as results:
+            for at, result in results:
+                if isinstance(result, Unplayed):
+                    unplayed[at] = result
+                    continue
+                done[at] = _graded(result, anchors[result.task])
+                if progress:
+                    progress(len(done), len(jobs), done[at])
     except KeyboardInterrupt:
         if not done:
             raise

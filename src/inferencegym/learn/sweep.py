@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -119,12 +120,13 @@ def sweep(
     processes = 1 if ray else max(1, len(os.sched_getaffinity(0)) // min(workers, max(len(runs), 1)))
     jobs = [_Job(run.config, str(run.folder.resolve()), minutes, processes) for run in runs]
     done: dict[int, Result] = {}
-    for at, (result, files) in share_out(_train, jobs, workers=workers, ray=ray):
-        run = runs[at]
-        _bring(run.folder, files)
-        done[at] = replace(result, policy=run.folder / POLICY)
-        if progress is not None:
-            progress(len(done), len(runs), run, done[at])
+    with closing(share_out(_train, jobs, workers=workers, ray=ray)) as results:
+        for at, (result, files) in results:
+            run = runs[at]
+            _bring(run.folder, files)
+            done[at] = replace(result, policy=run.folder / POLICY)
+            if progress is not None:
+                progress(len(done), len(runs), run, done[at])
     return [done[at] for at in range(len(runs))]
 
 
