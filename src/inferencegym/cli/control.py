@@ -29,11 +29,13 @@ from inferencegym.control.loop import Loop, Summary, Window
 from inferencegym.control.record import Recording
 from inferencegym.control.remote import RemotePlant
 from inferencegym.decision.encodings import show_lever
-from inferencegym.decision.knobs import LEVERS, QUANTIZATION_TIERS, RANGES, Knobs
+from inferencegym.decision.knobs import LEVERS, QUANTIZATION_TIERS, RANGES
+from inferencegym.decision.policy import Policy
 from inferencegym.decision.snapshot import Snapshot
 from inferencegym.decision.turn import in_force
 from inferencegym.ground.errors import ConfigError
 from inferencegym.policies.catalogue import policy as policy_of
+from inferencegym.policies.catalogue import trained_file
 
 #: Names of `--fallback` that are no policies.
 FOUND, NONE = "found", "none"
@@ -64,10 +66,10 @@ def control(
     rules = Rules(limits=Limits(_ranges(limit or [])), slo_below=slo_below, slo_windows=slo_windows, calm_windows=calm_windows)  # fmt: skip
     guard = Guard(rules, window_s=window, fallback="" if fallback == NONE else fallback)
     limit_s = window * rules.slow_share
-    stand_in = None if fallback in (FOUND, NONE) else policy_of(fallback, "knobs")
+    stand_in = None if fallback in (FOUND, NONE) else _named(fallback)
     with RemotePlant(url, key=key, timeout_s=max(1.0, window)) as plant, ExitStack() as stack:
         loop = Loop(
-            plant, policy_of(policy, "knobs"), guard, ask=InTime(limit_s), ask_fallback=InTime(limit_s), fallback=stand_in,
+            plant, _named(policy), guard, ask=InTime(limit_s), ask_fallback=InTime(limit_s), fallback=stand_in,
             clock=time.monotonic, seed=seed, dry_run=dry_run, tell=plant.name, release=plant.release,
         )  # fmt: skip
         stop = stack.enter_context(_ctrl_c())
@@ -84,12 +86,22 @@ def control(
         try:
             loop.run(stop.wait, windows=windows, on_window=on_window)
         except BaseException:
-            typer.echo(loop.give_back(keep=keep).note, err=True)
+            if loop.summary.windows:
+                typer.echo(loop.give_back(keep=keep).note, err=True)
             raise
         summary = loop.give_back(keep=keep)
-    _end(summary, json_, loop.found_notes, record)
+    _end(loop, summary, json_, record)
     if stop.is_set():
         raise typer.Exit(STATUS)
+
+
+def _named(name: str) -> Policy:
+    """A policy by any name of the catalogue; one out of a file is called as the file."""
+    found = policy_of(name, "knobs")
+    file = trained_file(name)
+    if file is not None:
+        found.name = Path(file).name
+    return found
 
 
 def _ranges(given: list[str]) -> dict[str, tuple[float, float]]:
@@ -180,7 +192,7 @@ def _knobs(one: Window) -> str:
         return "-"
     parts = []
     for name, before in zip(LEVERS, in_force(one.snapshot).tolist(), strict=True):
-        text = "?" if math.isnan(before) else show_lever(name, before)
+        text = _lever_text(name, before)
         if name in one.applied.accepted:
             now = _show(name, one.applied.accepted[name])
             text = now if now == text else f"{text}→{now}"
@@ -194,22 +206,25 @@ def _show(name: str, value: Any) -> str:
     return f"{value:g}" if name in RANGES else ("on" if value else "off")
 
 
-def _end(summary: Summary, as_json: bool, notes: tuple[str, ...], record: Path | None) -> None:
+def _end(loop: Loop, summary: Summary, as_json: bool, record: Path | None) -> None:
     """The summary, for a person or a program."""
     if as_json:
         told = {one.name: getattr(summary, one.name) for one in fields(summary)}
-        told |= {"found": summary.found.given(), "found_notes": list(notes)}
+        told |= {"found": summary.found.given(), "found_notes": list(loop.found_notes)}
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
         return
     shares = ", ".join(f"{who} {count}" for who, count in summary.drivers.most_common())
     typer.echo(f"{summary.windows} windows ({shares}); the guard ended the policy's turn {summary.trips} times; without a snapshot {summary.missing}, commands lost {summary.lost}.")  # fmt: skip
     if summary.outside:
         typer.echo("Beyond the range that policies know: " + ", ".join(f"{name} in {count}" for name, count in summary.outside.items()))  # fmt: skip
-    typer.echo(summary.note + (f": {_found(summary.found, notes)}" if summary.given_back else ""))
+    typer.echo(summary.note + (f": {_standing(loop.found_at.tolist())}" if summary.given_back else ""))
     if record is not None:
         typer.echo(f"record: {record.resolve()}")
 
 
-def _found(knobs: Knobs, notes: tuple[str, ...]) -> str:
-    said = ", ".join(f"{_SHORT[name]} {_show(name, value)}" for name, value in knobs.given().items())
-    return "; ".join((said, *notes))
+def _standing(levers: list[float]) -> str:
+    return ", ".join(f"{_SHORT[name]} {_lever_text(name, value)}" for name, value in zip(LEVERS, levers, strict=True))
+
+
+def _lever_text(name: str, value: float) -> str:
+    return "?" if math.isnan(value) else show_lever(name, value)

@@ -148,15 +148,16 @@ class Guard:
         now = in_force(snapshot)
         command, held = hold(command, now, self.rules.limits)
         levers = command.levers()
-        reasons = list(held.values())
+        reasons: list[str] = []
         for name, bar in self._barred.items():
             value = float(levers[LEVERS.index(name)])
             if not math.isnan(value) and (bar.wholly or value in bar.values):
                 levers[LEVERS.index(name)] = math.nan
+                held.pop(name, None)
                 # One that is left at what it is needs no word.
                 if value != now[LEVERS.index(name)]:
                     reasons.append(f"{name} is left alone, it was refused: {bar.why}")
-        return Knobs.of(levers), tuple(reasons)
+        return Knobs.of(levers), (*held.values(), *reasons)
 
     def refused(self, applied: Applied, sent: Knobs, snapshot: Snapshot) -> tuple[str, ...]:
         """Remember what the plant would not do: of the tier the one value, if another is in force; of any other knob all but what is in force."""

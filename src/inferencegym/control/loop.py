@@ -15,7 +15,7 @@ import numpy as np
 from inferencegym.control.asking import Answer, Ask
 from inferencegym.control.guard import FALLBACK, FOUND, NAME, NOBODY, POLICY, Guard
 from inferencegym.control.limits import found
-from inferencegym.decision.columns import Float32s
+from inferencegym.decision.columns import Float32s, Floats
 from inferencegym.decision.knobs import LEVERS, Applied, Knobs, KnobsSurface
 from inferencegym.decision.plant import Plant
 from inferencegym.decision.policy import Policy
@@ -105,12 +105,14 @@ class Loop:
         self._sent = False
         self.summary = Summary()
         self.found_notes: tuple[str, ...] = ()
+        self.found_at: Floats = np.full(len(LEVERS), np.nan)
+        """float64[6]: the knobs found at the start, also where no command could say them."""
 
     def start(self) -> Snapshot:
         """Look once, and remember the settings found. What goes wrong here is raised: a wrong address is no outage."""
         snapshot = self.plant.snapshot()
         self.summary.found, self.found_notes = found(in_force(snapshot))
-        self._found = snapshot
+        self.found_at = in_force(snapshot)
         return snapshot
 
     def run(self, wait: Wait, *, windows: int | None = None, on_window: Callable[[Window], None] = lambda window: None) -> Summary:  # fmt: skip
@@ -171,14 +173,14 @@ class Loop:
         try:
             self._tell(_RESTORING, NAME)
             applied = self.plant.apply(summary.found)
-            if self._release is not None and not np.array_equal(in_force(self._found)[:1], summary.found.levers()[:1]):
+            if self._release is not None and not np.array_equal(self.found_at[:1], summary.found.levers()[:1]):
                 self._release()
             now = in_force(self.plant.snapshot())
         except (OfflineError, InputError, ConfigError) as error:
             summary.given_back, summary.note = False, f"the settings found at the start could not be put back: {error}"
             return summary
         # What nobody was ever let turn is as it was, refused or not.
-        before = in_force(self._found)
+        before = self.found_at
         left = [
             f"{name} stands at {now[i]:g}, not {before[i]:g}" + (f" ({applied.refused[name]})" if name in applied.refused else "")
             for i, name in enumerate(LEVERS) if not np.array_equal(now[i], before[i], equal_nan=True)

@@ -21,6 +21,8 @@ from inferencegym.decision.snapshot import NAMES, Snapshot
 from inferencegym.ground.errors import ConfigError, InputError, OfflineError
 
 PATH = "/v1/runtime/plant"
+#: Characters of a name that a gateway takes.
+MOST_NAME = 200
 
 
 class RemotePlant:
@@ -49,7 +51,7 @@ class RemotePlant:
 
     def name(self, policy: str, guard: str) -> None:
         """Who is at the wheel from the next command on."""
-        self._who = {name: value for name, value in (("policy", policy), ("guard", guard)) if value}
+        self._who = {name: _label(value) for name, value in (("policy", policy), ("guard", guard)) if value}
 
     def snapshot(self) -> Snapshot:
         """The window since anybody last asked, as the gateway saw it. OfflineError: it cannot be reached; InputError: it says something else."""
@@ -123,6 +125,12 @@ class RemotePlant:
         if status in (401, 403):
             raise ConfigError("key", f"is not accepted by {self.url} ({message})", allowed="an administrator's API key")
         raise InputError(f"the gateway at {self.url} answered {status}: {message}")
+
+
+def _label(text: str) -> str:
+    """A name as a gateway takes it: at most 200 characters that can be printed."""
+    short = text if len(text) <= MOST_NAME else text[: MOST_NAME - 3] + "..."
+    return "".join(c if c.isprintable() else "?" for c in short)
 
 
 def _plain(value: object) -> object:
