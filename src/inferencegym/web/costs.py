@@ -62,8 +62,8 @@ def _shares(found: Replay, parts: dict[str, float]) -> str:
     if not lost:
         return ""
     worst = max(lost, key=lambda name: lost[name])
-    told = ", ".join(f"{name} {parts[name]:.3f} of {top[name]:.3f}" for name in lost)
-    return f"Of what can be had it reached {told}. It lost most in {worst}: {lost[worst]:.3f}."
+    told = ", ".join(f"{_word(name)} {parts[name]:.3f} of {top[name]:.3f}" for name in lost)
+    return f"Of what can be had it reached {told}. It lost most in {_word(worst)}: {lost[worst]:.3f}."
 
 
 def _against(outcome: Any, asked: Asked) -> str:
@@ -74,9 +74,14 @@ def _against(outcome: Any, asked: Asked) -> str:
     name, best = max(better, key=lambda other: other[1]["value"])
     gaps = {part: best["parts"].get(part, 0.0) - value for part, value in outcome.parts.items()}
     told = ", ".join(
-        f"{part} {gap:+.4f}" for part, gap in sorted(gaps.items(), key=lambda item: -item[1]) if abs(gap) >= 5e-5
+        f"{_word(part)} {gap:+.4f}" for part, gap in sorted(gaps.items(), key=lambda item: -item[1]) if abs(gap) >= 5e-5
     )
     return f"Against it, {name} had: {told}."
+
+
+def _word(part: str) -> str:
+    """A part of a value as people write it."""
+    return part.upper() if part in ("slo", "sla") else part
 
 
 def _paging(found: Replay, facts: dict[str, float]) -> list[Line]:

@@ -46,7 +46,7 @@ export class Card {
   state() {
     const one = this.run.policies[this.i];
     this.element.dataset.state = one.state;
-    const where = one.state === "crashed" && one.result ? ` at ${this.run.sample_name} ${integer(one.result.last_sample)}` : "";
+    const where = one.state === "crashed" && one.result ? ` at ${this.run.sample_name} ${integer(one.result.last_sample + 1)}` : "";
     tellState(this.badge, one.state, where);
     const { result } = one;
     if (result) {
