@@ -59,7 +59,15 @@ def test_limits_that_are_none_are_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"slo_below": 0.96}, {"calm_slo": 1.5}, {"slow_share": 0.0}, {"stale_windows": 0}, {"strikes": 0}]
+    "wrong",
+    [
+        {"slo_below": 0.96},
+        {"calm_slo": 1.5},
+        {"slow_share": 0.0},
+        {"stale_windows": 0},
+        {"strikes": 0},
+        {"ttft_most_ms": 0.0},
+    ],
 )
 def test_rules_that_are_none_are_refused(wrong):
     with pytest.raises(ConfigError):
@@ -81,6 +89,17 @@ def test_a_share_that_is_not_known_is_neither_bad_nor_calm():
     unknown = replace(WELL, slo_compliance_rate=math.nan)
     watch = guard(slo_windows=1, calm_windows=1)
     assert drivers(watch, unknown, ILL, unknown, WELL) == [POLICY, FALLBACK, FALLBACK, POLICY]
+
+
+def test_where_a_gateway_has_no_objectives_the_guards_own_does():
+    late = replace(WELL, p99_ttft_ms=900.0)
+    watch = guard(ttft_most_ms=500.0, slo_windows=2, calm_windows=1)
+    assert drivers(guard(slo_windows=2), late, late) == [POLICY, POLICY]
+    watch.look(late)
+    look = watch.look(late)
+    assert look.driver == FALLBACK
+    assert look.reasons[0] == "p99 TTFT 900 ms is above 500 for 2 windows: the fallback slo-feedback takes over"
+    assert drivers(watch, late, WELL) == [FALLBACK, POLICY], "a window without any first token is calm"
 
 
 def test_without_a_fallback_nothing_is_ended():

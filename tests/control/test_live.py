@@ -62,6 +62,10 @@ class Place:
         self.process.kill()
         self.process.wait(10)
 
+    def with_objectives(self, ttft_s):
+        self.kill()
+        self.process = gateway(self.port, self.log, "--set", f"classes.default.ttft_slo_s={ttft_s}")
+
     def again(self):
         self.process = gateway(self.port, self.log)
 
@@ -132,7 +136,7 @@ def test_a_day_at_the_wheel(place, session, tmp_path):
     with RemotePlant(place.url) as plant:
         found = plant.snapshot()
     record = tmp_path / "control.jsonl"
-    one = session("--policy", "fixed:batch_cap=96,kv_budget_fraction=0.6,quantization_tier=INT8", "--fallback", "aimd", "--slo-below", "0", "--record", str(record))  # fmt: skip
+    one = session("--policy", "fixed:batch_cap=96,kv_budget_fraction=0.6,quantization_tier=INT8", "--fallback", "aimd", "--slo-below", "0", "--ttft-ms", "60000", "--record", str(record))  # fmt: skip
     one.until("window 3:")
     now = place.feed()["now"]
     assert (now["steering"]["policy"], now["steering"]["guard"]) == ("fixed:batch_cap=96,kv_budget_fraction=0.6,quantization_tier=INT8", "guard")  # fmt: skip
@@ -179,7 +183,8 @@ def test_a_day_at_the_wheel(place, session, tmp_path):
 
 
 def test_a_dry_run_sends_nothing_and_keep_leaves_the_last_settings(place, session):
-    status, said, _ = session("--policy", "fixed:batch_cap=96", "--windows", "3", "--dry-run", "--json").end()
+    status, said, errors = session("--policy", "fixed:batch_cap=96", "--windows", "3", "--dry-run", "--json").end()
+    assert "no class of this gateway has a TTFT objective" in errors
     told = json.loads(said)
     assert (status, told["windows"], told["given_back"], told["note"]) == (0, 3, None, "nothing was changed")
     assert place.feed()["now"]["steering"] is None
@@ -188,6 +193,16 @@ def test_a_dry_run_sends_nothing_and_keep_leaves_the_last_settings(place, sessio
     assert "batch_cap 96 held to 80: allowed are 8 to 80" in said
     with RemotePlant(place.url) as plant:
         assert plant.snapshot().batch_cap == 80
+
+
+def test_a_harmful_policy_loses_the_wheel(place, session):
+    place.with_objectives(0.2)
+    one = session("--policy", "fixed:batch_cap=1", "--fallback", "found", "--slo-windows", "2")
+    one.until("for 2 windows: the fallback found takes over")
+    one.until("calm windows: the policy is back")
+    status, said, errors = one.ctrl_c()
+    assert (status, errors) == (130, "")
+    assert "is below 80% for 2 windows" in said
 
 
 def test_a_policy_that_hangs_does_not_stop_the_wheel(place, session, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from inferencegym.decision.knobs import LEVERS, QUANTIZATION_TIERS, RANGES
 from inferencegym.decision.policy import Policy
 from inferencegym.decision.snapshot import Snapshot
 from inferencegym.decision.turn import in_force
-from inferencegym.ground.errors import ConfigError
+from inferencegym.ground.errors import ConfigError, InputError
 from inferencegym.policies.catalogue import policy as policy_of
 from inferencegym.policies.catalogue import trained_file
 
@@ -53,6 +53,7 @@ def control(
     windows: Annotated[int | None, typer.Option(min=1, help="End after so many; default: at Ctrl-C.")] = None,
     slo_below: Annotated[float, typer.Option(help="Share within the TTFT objectives below which a window is bad...")] = _RULES.slo_below,
     slo_windows: Annotated[int, typer.Option(help="...and how many in a row end the policy's turn.")] = _RULES.slo_windows,
+    ttft_ms: Annotated[float | None, typer.Option(help="p99 TTFT above which a window is bad too; needed where the gateway has no objectives.")] = None,
     calm_windows: Annotated[int, typer.Option(help="Calm windows after which the policy comes back.")] = _RULES.calm_windows,
     limit: Annotated[list[str] | None, typer.Option(help="Range of a knob, as batch_cap=8..128; may be given several times.")] = None,
     seed: Annotated[int, typer.Option(help="Of a policy that draws.")] = 0,
@@ -63,7 +64,7 @@ def control(
     json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and no table.")] = False,
 ) -> None:  # fmt: skip
     """Let a policy steer a live gateway behind a guard; Ctrl-C gives the old settings back."""
-    rules = Rules(limits=Limits(_ranges(limit or [])), slo_below=slo_below, slo_windows=slo_windows, calm_windows=calm_windows)  # fmt: skip
+    rules = Rules(limits=Limits(_ranges(limit or [])), slo_below=slo_below, slo_windows=slo_windows, calm_windows=calm_windows, ttft_most_ms=math.inf if ttft_ms is None else ttft_ms)  # fmt: skip
     guard = Guard(rules, window_s=window, fallback="" if fallback == NONE else fallback)
     limit_s = window * rules.slow_share
     stand_in = None if fallback in (FOUND, NONE) else _named(fallback)
@@ -72,6 +73,8 @@ def control(
             plant, _named(policy), guard, ask=InTime(limit_s), ask_fallback=InTime(limit_s), fallback=stand_in,
             clock=time.monotonic, seed=seed, dry_run=dry_run, tell=plant.name, release=plant.release,
         )  # fmt: skip
+        if fallback != NONE and ttft_ms is None:
+            _warn_if_blind(plant)
         stop = stack.enter_context(_ctrl_c())
         show = stack.enter_context(_shown(loop, json_, url, policy, fallback))
         keeper = None if record is None else stack.enter_context(
@@ -93,6 +96,17 @@ def control(
     _end(loop, summary, json_, record)
     if stop.is_set():
         raise typer.Exit(STATUS)
+
+
+def _warn_if_blind(plant: RemotePlant) -> None:
+    """Say so where the guard cannot see trouble: a gateway without objectives keeps them all."""
+    try:
+        blind = not plant.has_objectives()
+    except InputError as error:
+        typer.echo(f"warning: {error}; the guard goes by its SLO share all the same", err=True)
+        return
+    if blind:
+        typer.echo("warning: no class of this gateway has a TTFT objective, so its SLO is always 100 % and the guard cannot see that a policy does harm; set classes.NAME.ttft_slo_s there, or give --ttft-ms", err=True)  # fmt: skip
 
 
 def _named(name: str) -> Policy:

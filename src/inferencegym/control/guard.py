@@ -33,6 +33,8 @@ class Rules:
     """A snapshot older than so many windows, or so many windows without one, ends the policy's turn."""
     slo_below: float = 0.8
     """Share of first tokens within their objectives below which a window counts as bad."""
+    ttft_most_ms: float = math.inf
+    """p99 of the time to first token above which a window counts as bad too: for gateways without objectives of their own."""
     slo_windows: int = 3
     """Bad windows, one after the other, that end the policy's turn."""
     calm_slo: float = 0.95
@@ -49,6 +51,8 @@ class Rules:
     def __post_init__(self) -> None:
         if not 0.0 <= self.slo_below < self.calm_slo <= 1.0:
             raise ConfigError("rules.calm_slo", f"{self.calm_slo:g} with slo_below {self.slo_below:g}", allowed="0 <= slo_below < calm_slo <= 1")  # fmt: skip
+        if not self.ttft_most_ms > 0.0:
+            raise ConfigError("rules.ttft_most_ms", f"{self.ttft_most_ms:g}", allowed="more than 0")
         if not 0.0 < self.slow_share <= 1.0 or not self.stale_windows > 0.0:
             raise ConfigError("rules", f"slow_share {self.slow_share:g}, stale_windows {self.stale_windows:g}", allowed="0 < slow_share <= 1, stale_windows > 0")  # fmt: skip
         for name in ("slo_windows", "calm_windows", "strikes", "refused_windows"):
@@ -112,21 +116,27 @@ class Guard:
             said = f"figures are {snapshot.snapshot_age_s:.1f} s old, more than {rules.stale_windows:g} windows"
             self._trip(said)
             return Look(FOUND, (*reasons, f"{said}: the settings found at the start"), odd)
-        reasons += self._judge(snapshot.slo_compliance_rate)
+        reasons += self._judge(snapshot.slo_compliance_rate, snapshot.p99_ttft_ms)
         if odd:
             far = ", ".join(f"{name} by {distance:.4g}" for name, distance in odd.items())
             reasons.append(f"outside the range that policies know: {far}")
         return Look(self.driver, tuple(reasons), odd)
 
-    def _judge(self, slo: float) -> list[str]:
-        """Count good and bad windows; a share that is not known is neither."""
+    def _judge(self, slo: float, ttft_ms: float) -> list[str]:
+        """Count good and bad windows; figures that are not known are neither."""
         rules = self.rules
+        late = ttft_ms > rules.ttft_most_ms
         if self.driver == POLICY:
-            self._bad = self._bad + 1 if slo < rules.slo_below else 0
+            self._bad = self._bad + 1 if slo < rules.slo_below or late else 0
             if self._bad >= rules.slo_windows and self.fallback:
-                return self._trip(f"SLO {slo:.0%} is below {rules.slo_below:.0%} for {self._bad} windows")
+                said = (
+                    f"p99 TTFT {ttft_ms:,.0f} ms is above {rules.ttft_most_ms:,.0f}"
+                    if late
+                    else f"SLO {slo:.0%} is below {rules.slo_below:.0%}"
+                )
+                return self._trip(f"{said} for {self._bad} windows" if self._bad > 1 else said)
             return []
-        self._calm = self._calm + 1 if slo >= rules.calm_slo else 0
+        self._calm = self._calm + 1 if slo >= rules.calm_slo and not late else 0
         if self._calm >= rules.calm_windows:
             self.driver, self._bad, self._strikes = POLICY, 0, 0
             return [f"{self._calm} calm windows: the policy is back"]

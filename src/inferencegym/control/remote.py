@@ -21,6 +21,7 @@ from inferencegym.decision.snapshot import NAMES, Snapshot
 from inferencegym.ground.errors import ConfigError, InputError, OfflineError
 
 PATH = "/v1/runtime/plant"
+_CONFIG = "/v1/runtime/config"
 #: Characters of a name that a gateway takes.
 MOST_NAME = 200
 
@@ -42,7 +43,7 @@ class RemotePlant:
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self.url = url
         self._connection = kind(parts.hostname, port, timeout=timeout_s)
-        self._path = parts.path.rstrip("/").removesuffix("/v1") + PATH
+        self._path = parts.path.rstrip("/").removesuffix("/v1")
         self._clock = clock
         self.name(policy, guard)
         self._headers = {"content-type": "application/json"}
@@ -74,6 +75,15 @@ class RemotePlant:
         told = self._exchange("POST", json.dumps(self._who | {name: _plain(value) for name, value in given.items()}))
         return Applied(dict(told.get("accepted", {})), dict(told.get("refused", {})))
 
+    def has_objectives(self) -> bool:
+        """Whether any class there has an objective for its time to first token; if none has, the SLO share of a snapshot is always 1. InputError: it does not say."""
+        told = self._exchange("GET", None, _CONFIG)
+        try:
+            classes = told["settings"]["classes"].values()
+            return any(one["ttft_slo_s"] is not None for one in classes)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"the gateway at {self.url} does not say what its classes are promised") from error
+
     def release(self) -> None:
         """Give batch_cap back there: as many requests in flight as there are seats, as before anybody turned it."""
         self._exchange("DELETE", None)
@@ -88,25 +98,25 @@ class RemotePlant:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _exchange(self, method: str, body: str | None) -> dict[str, Any]:
+    def _exchange(self, method: str, body: str | None, path: str = PATH) -> dict[str, Any]:
         """One question. A connection that the gateway closed meanwhile is opened again, once; a command is never sent twice after that."""
         fresh = self._connection.sock is None
         try:
-            status, answer = self._once(method, body)
+            status, answer = self._once(method, path, body)
         except (HTTPException, OSError) as error:
             self.close()
             # A kept connection may have been closed by the other side while nobody asked: then nothing was heard of this question.
             if fresh or not isinstance(error, ConnectionError):
                 raise self._gone(error) from error
             try:
-                status, answer = self._once(method, body)
+                status, answer = self._once(method, path, body)
             except (HTTPException, OSError) as again:
                 self.close()
                 raise self._gone(again) from again
         return self._read(status, answer)
 
-    def _once(self, method: str, body: str | None) -> tuple[int, bytes]:
-        self._connection.request(method, self._path, body, self._headers)
+    def _once(self, method: str, path: str, body: str | None) -> tuple[int, bytes]:
+        self._connection.request(method, self._path + path, body, self._headers)
         response = self._connection.getresponse()
         return response.status, response.read()
 
