@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +65,9 @@ class Place:
 
     def with_objectives(self, ttft_s):
         self.kill()
-        self.process = gateway(self.port, self.log, "--set", f"classes.default.ttft_slo_s={ttft_s}")
+        settings = Path(self.log.name).with_name("objectives.toml")
+        settings.write_text(f'[[classes]]\nname = "default"\nttft_slo_s = {ttft_s}\n')
+        self.process = gateway(self.port, self.log, "--config", str(settings))
 
     def again(self):
         self.process = gateway(self.port, self.log)
