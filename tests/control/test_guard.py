@@ -85,6 +85,15 @@ def test_missed_objectives_end_the_policys_turn_and_calm_gives_it_back():
     assert drivers(watch, between, ILL, ILL) == [POLICY] * 3, "the count begins anew"
 
 
+def test_a_policy_that_does_harm_again_waits_longer_each_time():
+    watch = guard(slo_windows=1, calm_windows=1)
+    waits = []
+    for _ in range(7):
+        watch.look(ILL)
+        waits.append(next(n for n in range(1, 100) if watch.look(WELL).driver == POLICY))
+    assert waits == [1, 2, 4, 8, 16, 16, 16]
+
+
 def test_a_share_that_is_not_known_is_neither_bad_nor_calm():
     unknown = replace(WELL, slo_compliance_rate=math.nan)
     watch = guard(slo_windows=1, calm_windows=1)

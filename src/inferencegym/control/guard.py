@@ -22,6 +22,8 @@ POLICY, FALLBACK, FOUND, NOBODY = "policy", "fallback", "found", "nobody"
 #: Under what name it is told to those who look at the gateway.
 NAME = "guard"
 _TIER = "quantization_tier"
+#: How many times `calm_windows` a policy that was sent away often has to wait.
+_MOST_PATIENCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Rules:
     calm_slo: float = 0.95
     """Share from which a window counts as calm; above `slo_below`."""
     calm_windows: int = 6
-    """Calm windows, one after the other, after which the policy comes back."""
+    """Calm windows, one after the other, after which the policy comes back; twice as many after each further turn that was ended, up to 16 times."""
     strikes: int = 3
     """Windows in a row that the policy raises, is too slow or gives no command, which end its turn; in each the fallback stands in."""
     refused_windows: int = 30
@@ -137,10 +139,11 @@ class Guard:
                 return self._trip(f"{said} for {self._bad} windows" if self._bad > 1 else said)
             return []
         self._calm = self._calm + 1 if slo >= rules.calm_slo and not late else 0
-        if self._calm >= rules.calm_windows:
+        needed = rules.calm_windows * min(2 ** max(self.trips - 1, 0), _MOST_PATIENCE)
+        if self._calm >= needed:
             self.driver, self._bad, self._strikes = POLICY, 0, 0
             return [f"{self._calm} calm windows: the policy is back"]
-        return [f"the {self._stand_in()} steers since {self._why}; {self._calm} of {rules.calm_windows} calm windows"]
+        return [f"the {self._stand_in()} steers since {self._why}; {self._calm} of {needed} calm windows"]
 
     def answered(self, problem: str) -> tuple[str, tuple[str, ...]]:
         """Who decides, now that the policy was asked: `problem` is what was wrong with its answer, empty if nothing."""
