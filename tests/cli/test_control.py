@@ -21,7 +21,7 @@ SEEN = Snapshot(3, 1, 0.2, batch_cap=64.0, p99_ttft_ms=1234.5, slo_compliance_ra
 TURNED = Window(
     4, 20.0, SEEN, None, None, "policy", Knobs(batch_cap=16, quantization_tier="FP16"), Applied({"batch_cap": 16, "quantization_tier": "FP16"}), (), {}, 0.0, 0.0
 )  # fmt: skip
-GONE = replace(TURNED, number=5, snapshot=None, driver="nobody", applied=Applied(), reasons=("no snapshot: nothing is sent",))  # fmt: skip
+GONE = replace(TURNED, number=5, snapshot=None, driver="nobody", applied=Applied(), reasons=("no snapshot [/]: nothing is sent",))  # fmt: skip
 
 
 def test_a_line_says_what_was_seen_turned_and_judged():
@@ -29,14 +29,14 @@ def test_a_line_says_what_was_seen_turned_and_judged():
         "window 4: goodput 7.2/s, p99 TTFT 1,234 ms, SLO 90%, queue 3"
         " | seats 64→16, kv 1, drafts 0, tier FP16, split off, priority off | policy: as it wants"
     )
-    assert _line(GONE).endswith("| - | nobody: no snapshot: nothing is sent")
+    assert _line(GONE).endswith("| - | nobody: no snapshot [/]: nothing is sent")
 
 
 def test_the_table_shows_the_same():
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(_table("head", deque([TURNED, GONE])))
     text = console.export_text()
-    for part in ("head", "seats 64→16", "1,234 ms", "90%", "as it wants", "nothing is sent"):
+    for part in ("head", "seats 64→16", "1,234 ms", "90%", "as it wants", "[/]: nothing is sent"):
         assert part in text
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from inferencegym.cli.interrupt import STATUS
@@ -178,10 +179,10 @@ def _shown(loop: Loop, quiet: bool, url: str, policy: str, fallback: str) -> Ite
 
 
 def _table(title: str, windows: deque[Window]) -> Table:
-    table = Table("window", "goodput/s", "p99 TTFT", "SLO", "queue", "knobs", "who", "verdict", title=title, title_justify="left")  # fmt: skip
+    table = Table("window", "goodput/s", "p99 TTFT", "SLO", "queue", "knobs", "who", "verdict", title=escape(title), title_justify="left")  # fmt: skip
     for one in windows:
         style = "" if one.driver == POLICY and not one.reasons else "yellow"
-        table.add_row(str(one.number), *_figures(one.snapshot), _knobs(one), one.driver, "; ".join(one.reasons) or "as it wants", style=style)  # fmt: skip
+        table.add_row(str(one.number), *_figures(one.snapshot), _knobs(one), one.driver, escape("; ".join(one.reasons)) or "as it wants", style=style)  # fmt: skip
     return table
 
 
