@@ -72,7 +72,10 @@ def evaluate(
         float | None, typer.Option(help="US$ per million tokens of answers; needs --price-in.")
     ] = None,
 ) -> None:
-    """Compare policies on tasks, with intervals, beside the best configuration that never changes. Ctrl-C ends with the episodes that are done."""
+    """Compare policies on tasks, with intervals, beside the best configuration that never changes.
+
+    Ctrl-C ends with the episodes that are done.
+    """
     tasks, skipped = chosen_tasks(task)
     price = chosen_price(price_in, price_out)
     quiet = json_ is not None and str(json_) == "-"

@@ -41,7 +41,7 @@ VERBS = {
         "inferencegym.cli.replay:replay",
     ),
     "env": (
-        "Serve environments over OpenEnv: sockets, plain HTTP, tasks, grader, baseline, and a page.",
+        "Serve environments over OpenEnv: sockets, plain HTTP, tasks, grader, baseline, a page, and the dashboard.",
         "inferencegym.cli.env:env",
     ),
     "load": (
