@@ -257,9 +257,13 @@ def test_a_real_prometheus_scrapes_us_and_finds_nothing_wrong(start, tmp_path):
 
 def value(port, query):
     try:
-        found = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}).json()["data"]["result"]
-    except (httpx.TransportError, KeyError):
+        answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query})
+    except httpx.TransportError:
         return None
+    if answer.status_code == 503:
+        # It listens before it is ready.
+        return None
+    found = answer.json()["data"]["result"]
     return float(found[0]["value"][1]) if found else None
 
 
