@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from inferencegym.envs.pagedkv import PagedTask
+from inferencegym.envs.pagedkv import Hardware, PagedTask
 from inferencegym.envs.serve_task import ServeFile, ServeTask
 from inferencegym.ground.errors import ConfigError
 from inferencegym.ground.facts import gpus, models
@@ -76,7 +76,7 @@ def overridable(task: Any) -> tuple[Override, ...]:
     if isinstance(task, PagedTask):
         rules = task.rules
         # So large a block that the link moves none in a tick would never arrive.
-        blocks = tuple(n for n in (8, 16, 32, 64) if task.hardware is None or _link(task, n) >= 1)
+        blocks = tuple(n for n in (8, 16, 32, 64) if (with_n := _hardware(task, n)) is None or with_n.link_blocks_per_tick >= 1)  # fmt: skip
         return (
             Override("gpu_blocks", "GPU blocks", "blocks", "int", rules.gpu_blocks, 500, 100_000),
             Override("cpu_blocks", "CPU blocks", "blocks", "int", rules.cpu_blocks, 1, 1_000_000),
@@ -122,19 +122,17 @@ def overridden(task: Any, given: Mapping[str, Any]) -> Any:
     return _served(task, name, values)
 
 
-def _link(task: PagedTask, block_tokens: int) -> int:
-    """Blocks a tick that the link moves when they hold so many tokens: a block of twice the tokens has twice the bytes."""
-    assert task.hardware is not None
-    block_bytes = task.hardware.kv_block_bytes * block_tokens // task.rules.block_tokens
-    return replace(task.hardware, kv_block_bytes=block_bytes).link_blocks_per_tick
+def _hardware(task: PagedTask, block_tokens: int) -> Hardware | None:
+    """The task's hardware, if it says, with blocks of so many tokens: a block of twice the tokens has twice the bytes."""
+    if task.hardware is None:
+        return None
+    return replace(task.hardware, kv_block_bytes=task.hardware.kv_block_bytes * block_tokens // task.rules.block_tokens)
 
 
 def _paged(task: PagedTask, name: str, values: Mapping[str, Any]) -> PagedTask:
     rules = replace(task.rules, **{key: value for key, value in values.items() if key != "rate"})
-    hardware, demand = task.hardware, task.demand
+    hardware, demand = _hardware(task, rules.block_tokens), task.demand
     if "block_tokens" in values and hardware is not None:
-        bytes_ = hardware.kv_block_bytes * rules.block_tokens // task.rules.block_tokens
-        hardware = replace(hardware, kv_block_bytes=bytes_)
         rules = replace(rules, link_blocks_per_tick=hardware.link_blocks_per_tick)
     if rate := values.get("rate"):
         demand = replace(demand, low_rate=demand.low_rate * rate, high_rate=demand.high_rate * rate)
@@ -147,11 +145,7 @@ def _served(task: ServeTask, name: str, values: Mapping[str, Any]) -> ServeTask:
     file = msgspec.structs.replace(file, name=name, deployment=file.deployment | machine)
     if "windows" in values:
         file = msgspec.structs.replace(file, windows=values["windows"])
-    if rate := values.get("rate"):
-        file = msgspec.structs.replace(
-            file, traffic=msgspec.structs.replace(file.traffic, rate_rps=own_rate_rps(task) * rate)
-        )
-    made = SameSource(task, file)
+    made = faster(task, values.get("rate", 1.0), file)
     if machine:
         try:
             made.plan  # noqa: B018 - what does not fit is an error now, not in the middle of an episode
@@ -178,11 +172,13 @@ class SameSource(ServeTask):
         return self._read.spec
 
 
-def faster(task: ServeTask, factor: float) -> ServeTask:
-    """The task under the same name with its arrivals scaled."""
-    rate_rps = task.file.traffic.rate_rps or (0.0 if factor == 1.0 else own_rate_rps(task))
-    traffic = msgspec.structs.replace(task.file.traffic, rate_rps=rate_rps * factor)
-    return SameSource(task, msgspec.structs.replace(task.file, traffic=traffic))
+def faster(task: ServeTask, factor: float, file: ServeFile | None = None) -> ServeTask:
+    """The task with its arrivals scaled. `file`: of the task to be made, on the same traffic; None: the task's own."""
+    file, traffic = file or task.file, task.file.traffic
+    # A source that is taken as it is stays so.
+    if factor != 1.0:
+        traffic = msgspec.structs.replace(traffic, rate_rps=own_rate_rps(task) * factor)
+    return SameSource(task, msgspec.structs.replace(file, traffic=traffic))
 
 
 def own_rate_rps(task: ServeTask) -> float:
