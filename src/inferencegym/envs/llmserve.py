@@ -100,7 +100,7 @@ class ServeBatch:
             "output_tokens": float(sums[_T["emitted_tokens"]]),
             "windows": float(self.windows_done[row]),
         }
-        return Outcome(float(sum(parts.values())), parts, facts)
+        return Outcome(self.value(row), parts, facts)
 
     def value(self, row: int) -> float:
         """The outcome's value alone."""

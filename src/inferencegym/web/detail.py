@@ -135,7 +135,7 @@ def state(asked: Asked, decision: int) -> dict[str, Any]:
     if not 0 <= decision <= found.total:
         raise ConfigError("decision", f"{decision} has not been played", allowed=f"0..{found.total}")
     batch = found.at(decision)
-    facts = batch.facts(0) | {"score_so_far": batch.outcome(0).value}
+    facts = batch.facts(0) | {"score_so_far": batch.value(0)}
     told: dict[str, Any] = {
         "decision": decision, "total": found.total, "sample": decision // found.per_sample, "pool": None, "machine": None,
         "crashed": bool(batch.terminated[0]), "facts": {name: _finite(value) for name, value in facts.items()},
