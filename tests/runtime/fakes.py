@@ -19,6 +19,7 @@ from inferencegym.runtime.ports import CHAT, COMPLETIONS, BackendError, Capabili
 from inferencegym.runtime.recorder import Recorder
 from inferencegym.runtime.server import Server
 from inferencegym.runtime.settings import Settings
+from tests import starting
 from tests.starting import InThread
 
 #: Steps of a script besides pieces: wait so many seconds; hang until aborted; fail.
@@ -163,7 +164,4 @@ class Served:
 
 def until(happened, limit_s=10.0):
     """Return when something another thread does has happened."""
-    end = time.monotonic() + limit_s
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
+    starting.until(happened, "what another thread does", limit_s, poll_s=0.005)

@@ -11,9 +11,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from inferencegym.runtime.backends.process import free_port
+
+_T = TypeVar("_T")
 
 __all__ = ["InThread", "NotReadyError", "Server", "free_port", "until", "until_healthy"]
 
@@ -22,13 +24,14 @@ class NotReadyError(AssertionError):
     """What was waited for did not come."""
 
 
-def until(holds: Callable[[], bool], what: str, limit_s: float, *, poll_s: float = 0.1) -> None:
-    """Return when `holds()` does; it is asked every `poll_s`. NotReadyError with `what` after `limit_s`."""
+def until(holds: Callable[[], _T], what: str, limit_s: float, *, poll_s: float = 0.1) -> _T:
+    """The first answer of `holds()` that is true; it is asked every `poll_s`. NotReadyError with `what` after `limit_s`."""
     end = time.monotonic() + limit_s
-    while not holds():
+    while not (answer := holds()):
         if time.monotonic() > end:
             raise NotReadyError(f"not within {limit_s:g} s: {what}")
         time.sleep(poll_s)
+    return answer
 
 
 def until_healthy(

@@ -12,12 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests import starting
 from tests.starting import free_port, until_healthy
 
 if TYPE_CHECKING:
@@ -324,11 +324,7 @@ def settle(page: Page) -> None:
 
 def until(true: Any, problem: str, limit_s: float = PATIENCE_S) -> Any:
     """Ask until the answer is true, and give it; AssertionError with the problem when the time is over. For facts outside a page."""
-    end = time.monotonic() + limit_s
-    while not (answer := true()):
-        assert time.monotonic() < end, problem
-        time.sleep(0.05)
-    return answer
+    return starting.until(true, problem, limit_s, poll_s=0.05)
 
 
 def ended(page: Page, policies: int, limit_s: float = 60) -> None:
