@@ -28,7 +28,6 @@ _MOST_POINTS = 400
 _GROUPS = {
     "score": "Score", "queues": "Queues", "memory": "Memory", "latency": "Latency", "load": "Load", "knobs": "Knobs", "actions": "Actions",
 }  # fmt: skip
-_STATES = {"completed": "completed", "crashed": "crashed", "failed": "failed"}
 
 
 def made(kind: str, told: bytes, streamed: Sequence[bytes]) -> bytes:
@@ -145,9 +144,9 @@ def _results(run: dict[str, Any]) -> str:
     rows = []
     for i, part in enumerate(run["policies"]):
         found = part["result"]
-        state = _STATES[part["state"]] + (
-            f" at {run['sample_name']} {found['last_sample']}" if part["state"] == "crashed" else ""
-        )
+        state = part["state"]
+        if state == "crashed":
+            state += f" at {run['sample_name']} {found['last_sample'] + 1:,}"
         figures = ["–"] * 4
         if found:
             grade = "–" if found["grade"] is None else f"{found['grade']:.4f}"
