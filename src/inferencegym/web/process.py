@@ -30,8 +30,9 @@ class PlayProcess:
         self.name = name
         self._heard, self._ended = heard, ended
         self._loop = asyncio.get_running_loop()
-        self._here, self._there = context().Pipe()
-        self._process = context().Process(target=worker.work, args=(self._there, spec), daemon=True)
+        made = context()
+        self._here, self._there = made.Pipe()
+        self._process = made.Process(target=worker.work, args=(self._there, spec), daemon=True)
         self._stopped = False
         threading.Thread(target=self._listen, name=f"run-{name}", daemon=True).start()
 
